@@ -1,0 +1,1 @@
+"""autosched: tune attention and GEMM graphs into fast kernels."""

@@ -1,0 +1,1 @@
+"""Emitters, builds, measurement and the kernel-package writer."""

@@ -1,0 +1,1 @@
+"""What a kernel package carries at run time; imports nothing of autosched."""

@@ -1,0 +1,1 @@
+"""Features of tile programs and the models that rank schedules by them."""

@@ -1,0 +1,1 @@
+"""Workload definitions, the record store and the log schema."""

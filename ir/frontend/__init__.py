@@ -1,0 +1,1 @@
+"""Importers: each turns an outside graph into algebra programs."""

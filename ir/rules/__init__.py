@@ -1,0 +1,1 @@
+"""Rewrite rules: one file a rule, each with `propose` and `apply`."""

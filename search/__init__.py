@@ -1,0 +1,1 @@
+"""Search strategies, budgets and stopping rules, pure given an rng."""

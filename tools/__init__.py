@@ -1,0 +1,1 @@
+"""Everything that wires the parts together: tune, verify, bench, show."""
