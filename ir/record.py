@@ -216,6 +216,11 @@ class Record:
             raise ValueError(f"Record: {error}") from error
 
 
+def _as_float(value: Json) -> Json:
+    """A whole number as the float it stands for: other JSON writers drop the ".0"."""
+    return float(value) if type(value) is int else value
+
+
 _FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
     "workload": (str,),
     "target": (str,),
