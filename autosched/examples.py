@@ -101,6 +101,7 @@ def make_example(name: str, path: Path, seed: int = 0, *, external_data: bool = 
         if external_data or size > SINGLE_FILE_BYTES:
             data = f"{path.name}.data"
             onnx.save(model, made, save_as_external_data=True, location=data)
+            (Path(folder) / data).chmod(made.stat().st_mode)  # onnx makes it private
             os.replace(Path(folder) / data, path.with_name(data))
         else:
             onnx.save(model, made)
