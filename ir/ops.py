@@ -163,19 +163,30 @@ def _infer_fold(src: tuple[Node, ...], attr: tuple[Any, ...]) -> Inferred:
         _check(init.dtype == step.dtype, f"fold state {name}: {init.dtype} becomes {step.dtype}")
         kept = join_axes(init.axes, drop(step.axes, (axis,)), *(b.axes for b in bounds))
         types.append(Type(init.dtype, kept))
-    for out in outs:
-        _check(axis in out.names or not out.axes, f"fold: a stacked output lacks axis {axis!r}")
-        types.append(out.type)
     body = (*yields, *outs)
-    free = join_axes(_free(bounds), _free(inits), drop(_free(yields), (axis,)), _free(outs))
+    for out in outs:
+        stacked = join_axes(out.axes, _step_axis(axis, body, bounds), *(b.axes for b in bounds))
+        types.append(Type(out.dtype, stacked))
+    free = join_axes(_free(bounds), _free(inits), drop(_free(yields), (axis,)),
+                     *(t.axes for t in types[n:]))  # fmt: skip
     return tuple(types), free, (_carries(body) - set(names)) | _carries((*bounds, *inits))
+
+
+def _step_axis(axis: str, body: tuple[Node, ...], bounds: tuple[Node, ...]) -> Axes:
+    """The fold's axis as an axis of its stacked outputs, also where only carries vary along it."""
+    for node in body:
+        if axis in node.names:
+            return ((axis, node.extent(axis)),)
+    last = bounds[-1]
+    _check(last.op == "const", f"fold: nothing tells the extent of the stacked axis {axis!r}")
+    return ((axis, last.attr[0]),)
 
 
 def _infer_get(src: tuple[Node, ...], attr: tuple[Any, ...]) -> Inferred:
     (index,) = attr
     _check(0 <= index < len(src[0].types), f"get({index}) of {len(src[0].types)} results")
     kind = src[0].types[index]
-    return (kind,), src[0].free if src[0].op == "fold" else kind.axes, src[0].carries
+    return (kind,), kind.axes, src[0].carries
 
 
 # ---- tile level -------------------------------------------------------------------------------
