@@ -94,12 +94,12 @@ class WorkerPool:
         self._cancelled: list[Task] = []
         self._ending: WorkerError | None = None
         worker = WorkerSpec(dict(env or {}), tuple(preload), tuple(packages), memory_limit_bytes)
-        spec = PoolSpec(n, timeout_s, recycle_after, start_timeout_s, worker)
-        self._dispatcher = Dispatcher(spec, self._finish)
-        self._bell_read, self._bell = os.pipe()
-        for fd in (self._bell_read, self._bell):
+        self._spec = PoolSpec(n, timeout_s, recycle_after, start_timeout_s, worker)
+        self._dispatcher = Dispatcher(self._spec, self._finish)
+        self._bells: tuple[int, ...] = os.pipe()  # reading end, writing end; wakes the thread
+        for fd in self._bells:
             os.set_blocking(fd, False)
-        self._dispatcher.listen(self._bell_read, self._hear_bell)
+        self._dispatcher.listen(self._bells[0], self._hear_bell)
         # A daemon: a user who forgets close() must still be able to leave Python.
         self._thread = threading.Thread(target=self._serve, name="autosched-workers", daemon=True)
         self._thread.start()
@@ -136,6 +136,10 @@ class WorkerPool:
         self._end_with(WorkerError("the worker pool is closed"))
         self._ring()
         self._thread.join()
+        with self._changed:
+            bells, self._bells = self._bells, ()
+            for fd in bells:
+                os.close(fd)
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -143,6 +147,11 @@ class WorkerPool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Where functions of jobs may come from."""
+        return self._spec.worker.packages
 
     # -- any thread ------------------------------------------------------------------------
 
@@ -184,15 +193,16 @@ class WorkerPool:
             self._ending = self._ending or reason
 
     def _ring(self) -> None:
-        # A full pipe has rung already.
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._bell, b"!")
+        # A full pipe has rung already; without pipe the pool has ended.
+        with self._changed, contextlib.suppress(BlockingIOError):
+            if self._bells:
+                os.write(self._bells[1], b"!")
 
     # -- the pool's thread -----------------------------------------------------------------
 
     def _hear_bell(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while os.read(self._bell_read, 4096):
+            while os.read(self._bells[0], 4096):
                 pass
 
     def _serve(self) -> None:
