@@ -1,0 +1,460 @@
+"""TIR nodes from plain calls, and a shared library from functions made of them.
+
+In: Python numbers and nodes returned by these functions. Out: expression and statement nodes,
+and by `build` the bytes of an ELF shared object whose symbols are plain C functions. This is the
+only file that imports TVM, whose module names move between releases; it does so at first use.
+
+Conventions
+- All buffers are flat. An index is an int32 or int64 scalar; `load`/`store` move `lanes` elements.
+- Python ints and floats take the type of the operand they meet; a scalar node never broadcasts
+  by itself (`splat`).
+- A node used twice is compiled twice, so whatever is used twice is bound: `Block.let`.
+- Loop and let variables are unique within a function.
+- Nothing is simplified on the way: float semantics are IEEE's, NaN and signed zero included
+  (TVM's own simplifier folds x*0 and x != x). LLVM may contract a*b+c into an fma.
+- Register accumulators are buffers of one vector each, accessed whole at index 0, so that LLVM
+  promotes them; larger ones, or ones indexed by a loop variable, stay in memory.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, reduce
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from autosched.codegen.link import link
+from autosched.ir.scalar import ITEMSIZE
+from autosched.ir.target import X86_LEVELS
+
+Expr = Any
+Stmt = Any
+Value = Any  # Expr | int | float
+
+LAUNCH_SLOT = "__TVMBackendParallelLaunch"  # exported data symbol; the loader fills it in
+
+
+@cache
+def _tvm() -> SimpleNamespace:
+    """TVM's constructors, imported at first use and without torch (half of the import's cost)."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tvm
+        from tvm import ir, tirx
+        from tvm.ir import _ffi_api as base
+        from tvm.ir.prim import _ffi_api as prim
+        from tvm.target.codegen import llvm_lookup_intrinsic_id
+        from tvm.tirx import _ffi_api as tir
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SimpleNamespace(
+        tvm=tvm, ir=ir, tirx=tirx, base=base, prim=prim, tir=tir, intrinsic=llvm_lookup_intrinsic_id
+    )
+
+
+@cache
+def _type(dtype: str) -> Any:
+    return _tvm().ir.PrimType(dtype)
+
+
+@cache
+def _op(name: str) -> Any:
+    return _tvm().ir.Op.get("tirx." + name)
+
+
+@cache
+def _intrinsic(name: str) -> Any:
+    number = _tvm().intrinsic(name)
+    if not number:
+        raise ValueError(f"LLVM has no intrinsic {name!r}")
+    return _tvm().base.IntImm("uint32", number, None)
+
+
+# ---------------------------------------------------------------- types and constants
+
+
+def with_lanes(dtype: str, lanes: int) -> str:
+    """`float32` and 16 -> `float32x16`; one lane is the scalar."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def dtype_of(x: Expr) -> str:
+    """The dtype of a node, as `float32` or `float32x16`."""
+    return str(x.ty.dtype)
+
+
+def lanes_of(x: Expr) -> int:
+    """How many lanes a node has."""
+    dtype = dtype_of(x)
+    return int(dtype.partition("x")[2] or 1)
+
+
+def var(name: str, dtype: str = "int32") -> Expr:
+    """A new variable; names need not be unique, variables are."""
+    return _tvm().ir.Var(name, _type(dtype))
+
+
+def const(value: int | float | bool, dtype: str = "int32") -> Expr:
+    """A constant; a vector dtype splats it."""
+    scalar, _, lanes = dtype.partition("x")
+    base = _tvm().base
+    if scalar.startswith(("float", "bfloat")):
+        node = base.FloatImm(scalar, float(value), None)
+    else:
+        node = base.IntImm(scalar, int(value), None)
+    return splat(node, int(lanes)) if lanes else node
+
+
+def _node(x: Value, like: Value = None) -> Expr:
+    if not isinstance(x, (int, float)):
+        return x
+    if isinstance(like, (int, float)) or like is None:
+        return const(x, "float32" if isinstance(x, float) else "int32")
+    return const(x, dtype_of(like))
+
+
+def splat(x: Value, lanes: int) -> Expr:
+    """A scalar in every lane."""
+    node = _node(x)
+    if lanes == 1:
+        return node
+    return _tvm().prim.Broadcast(node, const(lanes), None)
+
+
+def ramp(base: Value, lanes: int, stride: Value = 1) -> Expr:
+    """base, base + stride, ...; as an index with stride 1 it is one vector access."""
+    node = _node(base)
+    return _tvm().prim.Ramp(node, _node(stride, node), const(lanes), None)
+
+
+# ---------------------------------------------------------------- operators
+
+_BINARY = {
+    "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "min": "Min", "max": "Max",
+    "floordiv": "FloorDiv", "floormod": "FloorMod", "eq": "EQ", "ne": "NE", "lt": "LT", "le": "LE",
+    "gt": "GT", "ge": "GE", "and": "And", "or": "Or", "bit_and": "BitwiseAnd",
+    "bit_or": "BitwiseOr", "bit_xor": "BitwiseXor", "shl": "LShift", "shr": "RShift",
+}  # fmt: skip
+
+_FOLD: dict[str, Callable[[int, int], int]] = {
+    "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b,
+    "min": min, "max": max, "floordiv": lambda a, b: a // b, "floormod": lambda a, b: a % b,
+}  # fmt: skip
+
+_NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "floordiv": 1}  # of the right operand, ints only
+
+UNARY = {
+    "floor": "llvm.floor", "ceil": "llvm.ceil", "trunc": "llvm.trunc", "rint": "llvm.rint",
+    "round_even": "llvm.roundeven", "sqrt": "llvm.sqrt", "abs": "llvm.fabs",
+}  # fmt: skip
+
+
+def binary(name: str, a: Value, b: Value) -> Value:
+    """`name` of `_BINARY` applied to a and b; ints fold, and a neutral int vanishes.
+
+    max(a, b) is a > b ? a : b: with a NaN among them it yields b.
+    """
+    if isinstance(a, int) and isinstance(b, int) and name in _FOLD:
+        return _FOLD[name](a, b)
+    if isinstance(b, int) and _NEUTRAL.get(name) == b:
+        return a
+    if isinstance(a, int) and name in ("add", "mul") and _NEUTRAL[name] == a:
+        return b
+    left, right = _node(a, b), _node(b, a)
+    if name == "ne":  # TVM's NE is ordered, false on NaN
+        return logical_not(_tvm().prim.EQ(left, right, None))
+    return getattr(_tvm().prim, _BINARY[name])(left, right, None)
+
+
+def add(a: Value, b: Value) -> Value:
+    return binary("add", a, b)
+
+
+def sub(a: Value, b: Value) -> Value:
+    return binary("sub", a, b)
+
+
+def mul(a: Value, b: Value) -> Value:
+    return binary("mul", a, b)
+
+
+def logical_not(x: Expr) -> Expr:
+    return _tvm().prim.Not(x, None)
+
+
+def unary(name: str, x: Expr) -> Expr:
+    """`name` of `UNARY`: one instruction a vector."""
+    return llvm(UNARY[name], dtype_of(x), x)
+
+
+def llvm(name: str, dtype: str, *args: Expr) -> Expr:
+    """A pure LLVM intrinsic, by the name without type suffix."""
+    return _call("call_llvm_pure_intrin", _type(dtype), _intrinsic(name), *args)
+
+
+def _call(name: str, result: Any, *args: Expr) -> Expr:
+    return _tvm().base.Call(result, _op(name), list(args), None, [], None)
+
+
+def fma(a: Expr, b: Expr, c: Expr) -> Expr:
+    """a*b + c, rounded once."""
+    return llvm("llvm.fma", dtype_of(c), a, b, c)
+
+
+def select(condition: Expr, a: Value, b: Value) -> Expr:
+    """a where the condition holds, else b; both are evaluated."""
+    return _tvm().prim.Select(condition, _node(a, b), _node(b, a), None)
+
+
+def cast(x: Expr, dtype: str) -> Expr:
+    """To the scalar dtype, lanes kept; float to int truncates; to bool tests for nonzero."""
+    target = with_lanes(dtype, lanes_of(x))
+    return x if target == dtype_of(x) else _tvm().prim.Cast(target, x, None)
+
+
+def bitcast(x: Expr, dtype: str) -> Expr:
+    """The same bits as another scalar dtype of equal width, lanes kept."""
+    return _call("reinterpret", _type(with_lanes(dtype, lanes_of(x))), x)
+
+
+def shuffle(x: Expr, lanes: Sequence[int]) -> Expr:
+    """The named lanes of x; one lane yields a scalar."""
+    return _tvm().prim.Shuffle([x], [const(i) for i in lanes], None)
+
+
+# ---------------------------------------------------------------- memory
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A flat array. `pointer` is the parameter it comes from, or None where it is allocated.
+
+    dtype: element type, bool is stored as uint8. elems: element count (a bound, for parameters).
+    """
+
+    name: str
+    dtype: str
+    elems: int
+    node: Any
+    pointer: Any = None
+
+
+def _buffer(name: str, dtype: str, elems: int, align: int, pointer: Any) -> Buffer:
+    node = _tvm().tirx.decl_buffer(
+        (const(elems, "int64"),), dtype, name, scope="global", data_alignment=align, layout=None
+    )
+    return Buffer(name, dtype, elems, node, pointer)
+
+
+def parameter(name: str, dtype: str, elems: int = 1 << 40) -> Buffer:
+    """An array passed as a raw pointer, aligned to its element."""
+    pointer = _tvm().ir.Var(name, _tvm().ir.PointerType(_type(dtype), "global"))
+    return _buffer(name, dtype, elems, ITEMSIZE[dtype], pointer)
+
+
+def local(name: str, dtype: str, elems: int) -> Buffer:
+    """An array on the stack of the task that allocates it: registers, or scratch of any size.
+
+    Aligned to 64 bytes. Keep scratch under about 256 KiB: threads have stacks of 8 MiB or less.
+    """
+    return _buffer(name, dtype, elems, 64, None)
+
+
+def alloc(buffer: Buffer) -> Stmt:
+    """Makes a `local` visible to the statements after it in the same block."""
+    # Without the annotation, TVM moves 1 KiB and more to a heap workspace.
+    return _tvm().tir.AllocBuffer(buffer.node, {"disable_lower_builtin": const(1, "bool")}, None)
+
+
+def _index(index: Value, lanes: int) -> Expr:
+    return _node(index) if lanes == 1 else ramp(index, lanes)
+
+
+def load(buffer: Buffer, index: Value, lanes: int = 1, mask: Expr | None = None) -> Expr:
+    """`lanes` elements from `index` on; an index vector gathers. Masked-off lanes read as 0."""
+    where = _index(index, lanes)
+    if mask is None:
+        return _tvm().tir.BufferLoad(buffer.node, [where], None)
+    result = _type(with_lanes(buffer.dtype, lanes_of(mask)))
+    return _call("masked_load", result, buffer.node, where, mask)
+
+
+def store(buffer: Buffer, index: Value, value: Value, mask: Expr | None = None) -> Stmt:
+    """Writes every lane of `value` from `index` on; masked-off lanes are left alone."""
+    value = _node(value, const(0, buffer.dtype))
+    where = _index(index, lanes_of(value)) if isinstance(index, int) or lanes_of(index) == 1 \
+        else index  # fmt: skip
+    if mask is None:
+        return _tvm().tir.BufferStore(buffer.node, value, [where], None)
+    return evaluate(_call("masked_store", _type("void"), buffer.node, value, where, mask))
+
+
+def tail_mask(valid: Value, lanes: int) -> Expr:
+    """True in the first `valid` lanes."""
+    return binary("lt", ramp(0, lanes), splat(valid, lanes))
+
+
+def prefetch(buffer: Buffer, index: Value, locality: int = 3) -> Stmt:
+    """Asks for the cache line of an element; locality 3 keeps it in all levels."""
+    address = _tvm().tirx.address_of(load(buffer, index))
+    return evaluate(
+        _call("call_llvm_intrin", _type("void"), _intrinsic("llvm.prefetch"), address,
+              const(0), const(locality), const(1))
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- statements
+
+
+def evaluate(x: Expr) -> Stmt:
+    return _tvm().tir.Evaluate(x, None)
+
+
+def bind(variable: Expr, value: Value) -> Stmt:
+    """variable = value, visible to the statements after it in the same block."""
+    return _tvm().tir.Bind(variable, _node(value, variable), None)
+
+
+def seq(*parts: Stmt | Iterable[Stmt]) -> Stmt:
+    """Statements and lists of them, in order."""
+    flat: list[Stmt] = []
+    for part in parts:
+        flat.extend(part) if isinstance(part, (list, tuple)) else flat.append(part)
+    if not flat:
+        return evaluate(const(0))
+    return flat[0] if len(flat) == 1 else _tvm().tir.SeqStmt(flat, None)
+
+
+_KINDS = {"serial": 0, "parallel": 1, "unroll": 3}
+
+
+def loop(variable: Expr, extent: Value, body: Stmt, kind: str = "serial", start: Value = 0) -> Stmt:
+    """for variable in [start, start + extent). A parallel loop hands each thread one contiguous
+    run of iterations, and may not stand in another."""
+    return _tvm().tir.For(
+        variable, _node(start, variable), _node(extent, variable), _KINDS[kind], body,
+        None, {}, None, None,
+    )  # fmt: skip
+
+
+def when(condition: Expr, then: Stmt, otherwise: Stmt | None = None) -> Stmt:
+    """A branch on a scalar."""
+    return _tvm().tir.IfThenElse(condition, then, otherwise, None)
+
+
+class Block:
+    """Statements in the order they are added: `let` names a value, `add` takes a statement."""
+
+    def __init__(self) -> None:
+        self.parts: list[Stmt] = []
+
+    def add(self, *parts: Stmt) -> None:
+        self.parts.extend(parts)
+
+    def let(self, value: Value, name: str = "t") -> Value:
+        """The value under a name, so that using it twice computes it once."""
+        if isinstance(value, (int, float)) or type(value).__name__ in ("IntImm", "FloatImm", "Var"):
+            return value
+        bound = var(name, dtype_of(value))
+        self.parts.append(bind(bound, value))
+        return bound
+
+    def allocate(self, buffer: Buffer) -> Buffer:
+        self.parts.append(alloc(buffer))
+        return buffer
+
+    def stmt(self) -> Stmt:
+        return seq(self.parts)
+
+
+def reduce_lanes(block: Block, combine: Callable[[Expr, Expr], Expr], x: Expr) -> Expr:
+    """All lanes of x folded to a scalar, by halves: log2(lanes) steps in a fixed order."""
+    lanes = lanes_of(x)
+    while lanes > 1:
+        half = lanes // 2
+        x = block.let(x, f"half{lanes}")
+        x = combine(shuffle(x, range(half)), shuffle(x, range(half, lanes)))
+        lanes = half
+    return block.let(x, "reduced")
+
+
+# ---------------------------------------------------------------- functions and libraries
+
+
+def function(name: str, params: Sequence[Any], body: Stmt, noalias: bool = True) -> Any:
+    """A PrimFunc that becomes `int32_t name(...)`: 0, or nonzero where a task failed.
+
+    params: `Buffer`s made by `parameter` (passed as pointers) and int variables, in C order.
+    noalias: no output overlaps another parameter.
+    """
+    t = _tvm()
+    buffers = [p for p in params if isinstance(p, Buffer)]
+    body = seq([t.tir.DeclBuffer(b.node, b.pointer, None) for b in buffers], body,
+               t.tir.Return(const(0), None))  # fmt: skip
+    for b in reversed(buffers):
+        align = const(ITEMSIZE[b.dtype])
+        body = t.tir.AttrStmt(b.pointer, "storage_alignment", align, body, None)
+    nodes = [p.pointer if isinstance(p, Buffer) else p for p in params]
+    made = t.tirx.PrimFunc(nodes, body, ret_type=_type("int32"))
+    return made.with_attrs({"global_symbol": name, "tirx.noalias": noalias})
+
+
+@cache
+def target(arch: str, features: tuple[str, ...]) -> Any:
+    """An LLVM target from an architecture and LLVM's feature names; never from a model's name.
+
+    The highest x86-64 level that the features cover gives LLVM its tuning; the rest is listed.
+    """
+    have = frozenset(features)
+    covered = [name for name, needed in X86_LEVELS.items() if have.issuperset(needed)]
+    options: dict[str, Any] = {"kind": "llvm", "mtriple": f"{arch}-unknown-linux-gnu"}
+    listed = have
+    if arch == "x86_64" and covered:
+        level = covered[-1]
+        options["mcpu"] = "x86-64" if level == "x86-64-v1" else level
+        listed = have.difference(X86_LEVELS[level])
+    if listed:
+        options["mattr"] = [f"+{name}" for name in sorted(listed)]
+    return _tvm().tvm.target.Target(options)
+
+
+def _lower(functions: Sequence[Any], where: Any) -> Any:
+    """The few passes that flat, explicitly vectorised functions need.
+
+    No MakePackedAPI: functions stay plain C. No FlattenBuffer: buffers are flat. No StmtSimplify:
+    it changes float semantics, and LLVM folds index arithmetic as well.
+    """
+    t = _tvm()
+    passes = t.tirx.transform
+    named = {t.ir.GlobalVar(f.attrs["global_symbol"]): f for f in functions}
+    steps = (
+        passes.BindTarget(where.with_host(where)), passes.BF16ComputeLegalize(),
+        passes.BF16StorageLegalize(), passes.LowerTVMBuiltin(), passes.LowerIntrin(),
+    )  # fmt: skip
+    return reduce(lambda module, step: step(module), steps, t.tvm.IRModule(named))
+
+
+def codegen(functions: Sequence[Any], where: Any) -> Any:
+    """TVM's LLVM module of functions for a `target`; `.inspect_source("ll" | "asm")` shows it."""
+    return _tvm().tvm.get_global_func("target.build.llvm")(_lower(functions, where), where)
+
+
+def build(functions: Sequence[Any], where: Any) -> bytes:
+    """The bytes of a shared object with one C function a PrimFunc.
+
+    Its parallel loops call through the exported pointer `LAUNCH_SLOT`, which whoever loads the
+    library sets to TVMBackendParallelLaunch of the TVM runtime before the first call.
+    """
+    module = codegen(functions, where)
+    with tempfile.TemporaryDirectory(prefix="autosched-") as folder:
+        objects, library = Path(folder, "k.o"), Path(folder, "k.so")
+        module.write_to_file(str(objects), "o")
+        link(objects, library)
+        return library.read_bytes()
