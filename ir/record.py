@@ -199,10 +199,14 @@ class Record:
             status = Status(value["status"])
         except ValueError as error:
             raise ValueError(f"Record: {error}") from error
+        if not isinstance(value["extra"], Mapping):
+            raise ValueError("Record: extra is not a JSON object")
         return cls(
             **{
                 **value,
                 "status": status,
+                "latency_us": _as_float(value["latency_us"]),
+                "spread_us": _as_float(value["spread_us"]),
                 "schedule": canonical_json(value["schedule"]),
                 "extra": MappingProxyType(dict(value["extra"])),
             }
