@@ -1,0 +1,588 @@
+"""A CPU tile program in, a C function made of TIR out: one nest a store.
+
+Every value is emitted at a *point*: the loop variables of the enclosing foralls, a number for each
+unrolled axis, and all lanes of the lane axis at once. A value that does not depend on an unrolled
+axis is emitted once for all its numbers; one that does not depend on the lane stays scalar. So a
+register tile, a broadcast and a vector load follow from which axes a value is free in, and no
+operator is known by name here.
+
+A `fold` or a `reduce` becomes a loop whose states are registers: one buffer a state and point,
+which LLVM promotes. A `reduce` over a lane or unrolled axis folds those registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from math import prod
+from typing import Any
+
+from autosched.codegen import tvm_api as tir
+from autosched.codegen.tvm_scalar import apply_scalar
+from autosched.ir.extent import as_extent, as_node, simplify
+from autosched.ir.linear import poly
+from autosched.ir.loops import as_loop
+from autosched.ir.monoid import MONOIDS, dtype_limit
+from autosched.ir.node import Node, Program, walk
+from autosched.ir.ops import carry, const, fold, get, map_, reduce_
+from autosched.ir.rules.action import Illegal
+
+Expr = Any
+Point = Mapping[str, int]
+MAX_INDEX = 2**31 - 1
+# A stack holds the scratch of a task; threads of the runtime have 8 MiB.
+MAX_SCRATCH_BYTES = 2 << 20
+
+
+class Unsupported(ValueError):
+    """A tile program that this backend cannot say; the schedule is recorded as illegal."""
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """The TIR function and the buffers that it takes, in call order."""
+
+    function: Any
+    params: tuple[Node, ...]
+
+
+def emit(program: Program, name: str) -> Emitted | Illegal:
+    """The function of a tile program with all knobs bound."""
+    try:
+        return _Emitter(program).function(name)
+    except Unsupported as error:
+        return Illegal("BACKEND", str(error))
+
+
+def elements(handle: Node) -> int:
+    return prod(extents_of(handle))
+
+
+def extents_of(handle: Node) -> tuple[int, ...]:
+    """The extents of an input or buffer; the emitter takes numbers only."""
+    dims = handle.attr[1]
+    found = [as_extent(e) for e in ([e for _, e in dims] if handle.op == "input" else dims)]
+    if any(isinstance(e, Node) for e in found):
+        raise Unsupported(f"{handle.attr[0]} has a symbolic extent")
+    return tuple(int(e) for e in found)  # type: ignore[arg-type]
+
+
+def stored_dtype(dtype: str) -> str:
+    """The type of a buffer's elements: a bool takes a byte."""
+    return "uint8" if dtype == "bool" else dtype
+
+
+@dataclass
+class _Scope:
+    """Where code goes, what the axes are bound to here, and the values already there."""
+
+    block: Any
+    axes: dict[str, Expr]
+    unrolled: dict[str, int] = field(default_factory=dict)
+    lane: str | None = None
+    lanes: int = 1
+    memo: dict[Any, Expr] = field(default_factory=dict)
+    states: dict[str, dict[Any, Any]] = field(default_factory=dict)
+    done: set[Node] = field(default_factory=set)  # loops whose results are in the memo
+
+    def inner(self, **changes: Any) -> _Scope:
+        values = {
+            "block": tir.Block(),
+            "axes": dict(self.axes),
+            "unrolled": dict(self.unrolled),
+            "lane": self.lane,
+            "lanes": self.lanes,
+            "memo": dict(self.memo),
+            "states": dict(self.states),
+            "done": set(self.done),
+        }
+        return _Scope(**{**values, **changes})
+
+
+class _Emitter:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.buffers: dict[Node, Any] = {}
+        self.binds: dict[str, str] = {}
+        self.strides: dict[Node, list[int]] = {}
+        self.indices: dict[Node, list[tuple[int, tuple[Node, ...]]]] = {}
+
+    # ---- the function ---------------------------------------------------------------------
+
+    def function(self, name: str) -> Emitted:
+        params = self.params()
+        for n, handle in enumerate(params):
+            dtype = stored_dtype(handle.dtype)
+            self.buffers[handle] = tir.parameter(f"p{n}", dtype, max(elements(handle), 1))
+        block = tir.Block()
+        for k in self.program.body:
+            self.binds = dict(k.attr[1]) if len(k.attr) > 1 else {}
+            for stmt in k.src:
+                self.statement(stmt, _Scope(block, {}))
+        buffers = [self.buffers[h] for h in params]
+        return Emitted(tir.function(name, buffers, block.stmt()), tuple(params))
+
+    def params(self) -> list[Node]:
+        """Inputs and packed buffers that the kernels read, then the outputs."""
+        used = {n.src[0] for k in self.program.body for n in walk(k) if n.op == "load"}
+        packed = [p.buffer for p in self.program.packs]
+        inputs = [h for h in (*self.program.inputs, *packed) if h in used]
+        stored = {n.src[0] for k in self.program.body for n in walk(k) if n.op == "store"}
+        by_name = {h.attr[0]: h for h in stored if h.attr[3] == "output"}
+        return [*inputs, *(by_name[o.name] for o in self.program.outputs)]
+
+    # ---- statements -----------------------------------------------------------------------
+
+    def statement(self, stmt: Node, scope: _Scope, top: bool = True) -> None:
+        if stmt.op == "store":
+            self.store(stmt, scope)
+        elif stmt.attr[1] in ("grid", "persistent"):
+            if not top:
+                raise Unsupported("a grid loop inside a loop that is not one")
+            self.grid(stmt, scope)
+        elif stmt.attr[1] == "serial":
+            self.serial(stmt, scope, top)
+        else:
+            self.jam(stmt, scope)
+
+    def grid(self, stmt: Node, scope: _Scope) -> None:
+        """A chain of grid loops as one parallel loop over all their iterations."""
+        loops, body = [], (stmt,)
+        while len(body) == 1 and body[0].op == "forall" and body[0].attr[1] == "grid":
+            loop, body = as_loop(body[0])
+            loops.append(loop)
+        trips = []
+        for loop in loops:
+            lo, hi = as_extent(loop.lo), as_extent(loop.hi)
+            if isinstance(lo, Node) or isinstance(hi, Node):
+                raise Unsupported(f"the grid loop {loop.axis} has no constant bounds")
+            trips.append((loop.axis, lo, hi - lo))
+        inner = scope.inner()
+        self.scratch(body, inner)
+        index = tir.var("task")
+        left = prod(n for _, _, n in trips)
+        at = index
+        for axis, lo, n in trips:
+            left //= max(n, 1)
+            here = tir.binary("floordiv", at, left)
+            inner.axes[axis] = inner.block.let(tir.add(here, lo), axis) if n > 1 else lo
+            at = tir.binary("floormod", at, left) if left > 1 else 0
+        for s in body:
+            self.statement(s, inner, top=False)
+        total = prod(n for _, _, n in trips)
+        kind = "parallel" if total > 1 else "serial"
+        scope.block.add(tir.loop(index, total, inner.block.stmt(), kind))
+
+    def scratch(self, body: Sequence[Node], scope: _Scope) -> None:
+        """The scratch buffers below, on the stack of the task."""
+        total = 0
+        for node in walk(*body):
+            if node.op == "buffer" and node.attr[3] == "scratch" and node not in self.buffers:
+                size = elements(node)
+                total += size * 8 if node.dtype in ("float64", "int64") else size * 4
+                made = tir.local(node.attr[0], stored_dtype(node.dtype), size)
+                self.buffers[node] = scope.block.allocate(made)
+        if total > MAX_SCRATCH_BYTES:
+            raise Unsupported(f"{total} bytes of scratch on a task's stack")
+
+    def serial(self, stmt: Node, scope: _Scope, top: bool) -> None:
+        loop, body = as_loop(stmt)
+        lo, hi = as_extent(loop.lo), as_extent(loop.hi)
+        if top:
+            self.scratch(body, scope)
+        if isinstance(lo, int) and isinstance(hi, int) and hi - lo == 1:
+            inner = scope.inner(block=scope.block, axes={**scope.axes, loop.axis: lo})
+            for s in body:
+                self.statement(s, inner, top)
+            return
+        index = tir.var(loop.axis.replace(".", "_"))
+        inner = scope.inner(axes={**scope.axes, loop.axis: index}, memo={}, done=set())
+        start = self.index_value(loop.lo, scope)
+        count = self.trips(loop.lo, loop.hi, scope)
+        for s in body:
+            self.statement(s, inner, top=False)
+        scope.block.add(tir.loop(index, count, inner.block.stmt(), "serial", start))
+
+    def trips(self, lo: Node, hi: Node, scope: _Scope) -> Expr:
+        """hi - lo, not below zero."""
+        a, b = self.index_value(lo, scope), self.index_value(hi, scope)
+        if isinstance(a, int) and isinstance(b, int):
+            return max(b - a, 0)
+        return tir.binary("max", tir.sub(b, a), 0)
+
+    def index_value(self, node: Node, scope: _Scope) -> Expr:
+        return self.terms(self.split_terms(node), scope, {})
+
+    def jam(self, stmt: Node, scope: _Scope) -> None:
+        """Unrolled and lane loops around one store: they multiply what the store emits."""
+        inner = scope.inner(block=scope.block)
+        while stmt.op == "forall":
+            loop, body = as_loop(stmt)
+            if len(body) != 1:
+                raise Unsupported("an unrolled or lane loop around several statements")
+            lo, hi = as_extent(loop.lo), as_extent(loop.hi)
+            if lo != 0 or not isinstance(hi, int):
+                raise Unsupported(f"the {loop.bind} loop {loop.axis} has no constant extent")
+            if loop.bind == "lane":
+                inner.lane, inner.lanes = loop.axis, hi
+            elif loop.bind == "unroll":
+                inner.unrolled[loop.axis] = hi
+            else:
+                raise Unsupported(f"a {loop.bind} loop inside an unrolled one")
+            (stmt,) = body
+        self.store(stmt, inner)
+
+    def store(self, stmt: Node, scope: _Scope) -> None:
+        handle, value, *starts = stmt.src
+        dims, masked = stmt.attr
+        if masked or any(d is not None for d in dims):
+            raise Unsupported("a masked store, or one of a box")
+        scope = scope.inner(block=scope.block, memo={}, done=set())
+        self.prepare([value, *starts], scope)
+        target = self.buffers[handle]
+        offsets = self.flat(handle, starts)
+        for point in self.points(scope, scope.unrolled):
+            result = self.value(value, scope, point)
+            result = self.cast_stored(result, value.dtype)
+            base, stride = self.address(offsets, scope, point)
+            width = max(tir.lanes_of(result) if not isinstance(result, (int, float)) else 1, 1)
+            if scope.lane and stride not in (0, None) and width == 1:
+                result, width = tir.splat(result, scope.lanes), scope.lanes
+            if width > 1 and stride != 1:
+                where = base if stride is None else tir.ramp(base, width, stride)
+                scope.block.add(tir.store(target, where, result))
+            else:
+                scope.block.add(tir.store(target, base, result))
+
+    @staticmethod
+    def cast_stored(value: Expr, dtype: str) -> Expr:
+        return tir.cast(value, "uint8") if dtype == "bool" else value
+
+    # ---- points -----------------------------------------------------------------------------
+
+    @staticmethod
+    def points(scope: _Scope, axes: Mapping[str, int]) -> Iterable[dict[str, int]]:
+        names = list(axes)
+        for numbers in product(*(range(axes[a]) for a in names)):
+            yield dict(zip(names, numbers))
+
+    def unrolled_axes(self, node: Node, scope: _Scope) -> dict[str, int]:
+        """The unrolled axes that a value is free in, with their extents."""
+        found = {}
+        for axis, extent in node.free:
+            if axis in scope.unrolled:
+                found[axis] = scope.unrolled[axis]
+            elif self.binds.get(axis) == "unroll" and axis not in scope.axes:
+                found[axis] = int(as_extent(extent))  # type: ignore[arg-type]
+        return found
+
+    def lane_of(self, node: Node, scope: _Scope) -> tuple[str | None, int]:
+        found: list[tuple[str, int]] = []
+        for axis, extent in node.free:
+            if axis == scope.lane:
+                found.append((axis, scope.lanes))
+            elif self.binds.get(axis) == "lane" and axis not in scope.axes:
+                found.append((axis, int(as_extent(extent))))  # type: ignore[arg-type]
+        if len(found) > 1:
+            raise Unsupported(f"a value over two lane axes, {found[0][0]} and {found[1][0]}")
+        return found[0] if found else (None, 1)
+
+    # ---- values -----------------------------------------------------------------------------
+
+    def value(self, node: Node, scope: _Scope, point: Point) -> Expr:
+        """The node at a point: a scalar, or a vector where it is free in the lane axis."""
+        axes = self.unrolled_axes(node, scope)
+        key = (node, tuple((a, point[a]) for a in axes))
+        if key not in scope.memo:
+            result = self.compute(node, scope, point)
+            # TVM's analysis of bound variables refuses vectors of bool; LLVM shares those anyway.
+            shared = node.dtype != "bool" or tir.lanes_of(result) == 1
+            scope.memo[key] = scope.block.let(result, node.op) if shared else result
+        return scope.memo[key]
+
+    def compute(self, node: Node, scope: _Scope, point: Point) -> Expr:
+        match node.op:
+            case "const":
+                return tir.const(node.attr[0], node.attr[1])
+            case "iota":
+                return self.coordinate(node, scope, point)
+            case "map":
+                operands = [self.value(s, scope, point) for s in node.src]
+                return apply_scalar(node.attr[0], operands, [s.dtype for s in node.src])
+            case "load":
+                return self.load(node, scope, point)
+            case "carry":
+                axes = self.unrolled_axes(node, scope)
+                at = tuple((a, point[a]) for a in axes)
+                buffer, lanes = scope.states[node.attr[0]][at]
+                return tir.load(buffer, 0, lanes)
+            case "get" if node.src[0].op in ("fold", "reduce"):
+                raise Unsupported("a loop result is read before its loop")
+            case "reduce":
+                return self.in_registers(node, scope, point)
+            case _:
+                raise Unsupported(f"no CPU form of {node.op}")
+
+    def coordinate(self, node: Node, scope: _Scope, point: Point) -> Expr:
+        axis, _, dtype = node.attr
+        if axis in point:
+            return tir.const(point[axis], dtype)
+        if axis in scope.axes:
+            at = scope.axes[axis]
+            return tir.const(at, dtype) if isinstance(at, int) else tir.cast(at, dtype)
+        _, lanes = self.lane_of(node, scope)
+        return tir.ramp(tir.const(0, dtype), lanes)
+
+    def in_registers(self, node: Node, scope: _Scope, point: Point) -> Expr:
+        """A reduce over axes that live in registers: unrolled ones by combining, lanes by halves."""
+        monoid, axes = node.attr
+        spec = MONOIDS[monoid]
+        if len(node.src) != 1:
+            raise Unsupported(f"{monoid} over registers")
+        (source,) = node.src
+
+        def combine(a: Expr, b: Expr) -> Expr:
+            return spec.combine(
+                lambda fn, *xs: apply_scalar(fn, list(xs), [node.dtype] * len(xs)), (a,), (b,)
+            )[0]
+
+        unrolled = {a: e for a, e in self.unrolled_axes(source, scope).items() if a in axes}
+        total = None
+        for inner in self.points(scope, unrolled):
+            part = self.value(source, scope, {**point, **inner})
+            total = part if total is None else scope.block.let(combine(total, part))
+        assert total is not None
+        lane, lanes = self.lane_of(source, scope)
+        if lane in axes:
+            if isinstance(total, (int, float)) or tir.lanes_of(total) == 1:
+                total = tir.splat(total, lanes)
+            total = tir.reduce_lanes(scope.block, combine, total)
+        return total
+
+    # ---- loops that carry registers -----------------------------------------------------------
+
+    def prepare(self, roots: Sequence[Node], scope: _Scope) -> None:
+        """Emits the loops that the roots read, so that their results are values here."""
+        for node in self.loops_below(roots, scope):
+            self.run_fold(node, as_fold(node) if node.op == "reduce" else node, scope)
+
+    def loops_below(self, roots: Sequence[Node], scope: _Scope) -> list[Node]:
+        """Folds and serial reduces outside of other loops' bodies, each after what it needs."""
+        out: list[Node] = []
+        seen: set[Node] = set()
+
+        def visit(node: Node) -> None:
+            if node in seen:
+                return
+            seen.add(node)
+            if self.is_loop(node):
+                before = node.src[: 2 * node.attr[2] + len(node.attr[1])] \
+                    if node.op == "fold" else ()  # fmt: skip
+                for s in before:
+                    visit(s)
+                if node not in scope.done:
+                    out.append(node)
+                return
+            for s in node.src:
+                visit(s)
+
+        for root in roots:
+            visit(root)
+        return out
+
+    def is_loop(self, node: Node) -> bool:
+        if node.op == "fold":
+            return True
+        return node.op == "reduce" and not all(a in self.binds for a in node.attr[1])
+
+    def run_fold(self, node: Node, loop: Node, scope: _Scope) -> None:
+        """`loop` is the fold of `node`; its results become the values of node's projections."""
+        axis, names, n_intervals, n_outs = loop.attr
+        if n_outs:
+            raise Unsupported("a fold with stacked outputs inside a nest")
+        n, first = len(names), 2 * n_intervals
+        bounds, inits = loop.src[:first], loop.src[first : first + n]
+        yields = loop.src[first + n :]
+        states: dict[str, dict[Any, Any]] = {}
+        kinds = [self.state_kind(loop, k, scope) for k in range(n)]
+        for name, init, (axes, lanes) in zip(names, inits, kinds):
+            states[name] = {}
+            for point in self.points(scope, axes):
+                at = tuple(point.items())
+                start = self.value(init, scope, point)
+                buffer = scope.block.allocate(tir.local("acc", stored_dtype(init.dtype), lanes))
+                if lanes > 1 and tir.lanes_of(start) == 1:
+                    start = tir.splat(start, lanes)
+                scope.block.add(tir.store(buffer, 0, self.cast_stored(start, init.dtype)))
+                states[name][at] = (buffer, lanes)
+        for k in range(n_intervals):
+            self.run_interval(axis, bounds[2 * k : 2 * k + 2], names, yields, states, kinds, scope)
+        for k, (name, (axes, lanes)) in enumerate(zip(names, kinds)):
+            reader = node if len(node.types) == 1 else get(node, k)
+            for point in self.points(scope, axes):
+                at = tuple(point.items())
+                buffer, _ = states[name][at]
+                value = tir.load(buffer, 0, lanes)
+                if node.types[k].dtype == "bool":
+                    value = tir.binary("ne", value, tir.const(0, tir.with_lanes("uint8", lanes)))
+                scope.memo[(reader, at)] = scope.block.let(value, "state")
+        scope.done.add(node)
+
+    def state_kind(self, loop: Node, k: int, scope: _Scope) -> tuple[dict[str, int], int]:
+        reader = get(loop, k)
+        _, lanes = self.lane_of(reader, scope)
+        return self.unrolled_axes(reader, scope), lanes
+
+    def run_interval(
+        self,
+        axis: str,
+        bounds: Sequence[Node],
+        names: Sequence[str],
+        yields: Sequence[Node],
+        states: dict[str, dict[Any, Any]],
+        kinds: Sequence[tuple[dict[str, int], int]],
+        scope: _Scope,
+    ) -> None:
+        count = self.trips(bounds[0], bounds[1], scope)
+        start = self.index_value(bounds[0], scope)
+        if count == 0:
+            return
+        single = count == 1 and isinstance(start, int)
+        index = start if single else tir.var(axis.replace(".", "_"))
+        inner = scope.inner(axes={**scope.axes, axis: index}, states={**scope.states, **states})
+        self.prepare(yields, inner)
+        results = []
+        for name, step, (axes, lanes) in zip(names, yields, kinds):
+            for point in self.points(inner, axes):
+                value = self.value(step, inner, point)
+                if lanes > 1 and tir.lanes_of(value) == 1:
+                    value = tir.splat(value, lanes)
+                buffer, _ = states[name][tuple(point.items())]
+                results.append((buffer, self.cast_stored(value, step.dtype)))
+        for buffer, value in results:
+            inner.block.add(tir.store(buffer, 0, value))
+        body = inner.block.stmt()
+        scope.block.add(body if single else tir.loop(index, count, body, "serial", start))
+
+    # ---- memory -------------------------------------------------------------------------------
+
+    def load(self, node: Node, scope: _Scope, point: Point) -> Expr:
+        dims, masked = node.attr
+        if masked or any(d is not None for d in dims):
+            raise Unsupported("a masked load, or one of a box")
+        handle, starts = node.src[0], node.src[1:]
+        if node not in self.indices:
+            self.indices[node] = self.flat(handle, starts)
+        _, lanes = self.lane_of(node, scope)
+        base, stride = self.address(self.indices[node], scope, point)
+        buffer = self.buffers[handle]
+        if stride is None:
+            value = tir.load(buffer, base)
+        elif stride == 0 or lanes == 1:
+            value = tir.load(buffer, base)
+        elif stride == 1:
+            value = tir.load(buffer, base, lanes)
+        else:
+            value = tir.load(buffer, tir.ramp(base, lanes, stride))
+        if handle.dtype == "bool":
+            width = tir.lanes_of(value)
+            return tir.binary("ne", value, tir.const(0, tir.with_lanes("uint8", width)))
+        return value
+
+    def flat(self, handle: Node, starts: Sequence[Node]) -> list[tuple[int, tuple[Node, ...]]]:
+        """The row-major offset as terms: a number times a product of atoms."""
+        extents = extents_of(handle)
+        if prod(extents) > MAX_INDEX:
+            raise Unsupported(f"{handle.attr[0]} has more than 2**31 elements")
+        total: dict[tuple[Node, ...], int] = {}
+        for n, start in enumerate(starts):
+            stride = prod(extents[n + 1 :])
+            for atoms, factor in poly(simplify(start)).items():
+                total[atoms] = total.get(atoms, 0) + factor * stride
+        return [(factor, atoms) for atoms, factor in total.items() if factor]
+
+    def split_terms(self, node: Node) -> list[tuple[int, tuple[Node, ...]]]:
+        return [(factor, atoms) for atoms, factor in poly(simplify(node)).items()]
+
+    def address(
+        self, terms: list[tuple[int, tuple[Node, ...]]], scope: _Scope, point: Point
+    ) -> tuple[Expr, int | None]:
+        """(scalar offset, elements from one lane to the next), or (offset vector, None)."""
+        stride = 0
+        fixed = []
+        for factor, atoms in terms:
+            lanes = [a for a in atoms if self.lane_of(a, scope)[0] is not None]
+            if not lanes:
+                fixed.append((factor, atoms))
+            elif len(atoms) == 1 and atoms[0].op == "iota":
+                stride += factor
+            else:
+                return self.terms(terms, scope, point), None
+        return self.terms(fixed, scope, point), stride
+
+    def terms(
+        self, terms: list[tuple[int, tuple[Node, ...]]], scope: _Scope, point: Point
+    ) -> Expr:
+        """The sum of terms; constants last, so that neighbours share their variable part."""
+        number, total = 0, None
+        for factor, atoms in terms:
+            part: Expr = factor
+            for atom in atoms:
+                part = self.times(part, self.atom(atom, scope, point))
+            if isinstance(part, int):
+                number += part
+            else:
+                total = part if total is None else self.plus(total, part)
+        if total is None:
+            return number
+        return self.plus(total, number) if number else total
+
+    def atom(self, atom: Node, scope: _Scope, point: Point) -> Expr:
+        if atom.op == "iota":
+            axis = atom.attr[0]
+            if axis in point:
+                return point[axis]
+            if axis in scope.axes:
+                return scope.axes[axis]
+        return self.value(atom, scope, point)
+
+    @staticmethod
+    def widen(a: Expr, b: Expr) -> tuple[Expr, Expr]:
+        la = 1 if isinstance(a, int) else tir.lanes_of(a)
+        lb = 1 if isinstance(b, int) else tir.lanes_of(b)
+        if la < lb:
+            a = tir.splat(a, lb)
+        elif lb < la:
+            b = tir.splat(b, la)
+        return a, b
+
+    def plus(self, a: Expr, b: Expr) -> Expr:
+        return tir.add(*self.widen(a, b))
+
+    def times(self, a: Expr, b: Expr) -> Expr:
+        if isinstance(a, int) and isinstance(b, int):
+            return a * b
+        return tir.mul(b, a) if isinstance(a, int) and tir.lanes_of(b) == 1 \
+            else tir.mul(*self.widen(a, b))  # fmt: skip
+
+
+def as_fold(node: Node) -> Node:
+    """A serial reduce as the fold that it is: the identity, then combine by combine."""
+    monoid, axes = node.attr
+    spec = MONOIDS[monoid]
+    if len(axes) > 1:
+        # One loop an axis, the last axis innermost.
+        inner = reduce_(monoid, axes[1:], *node.src)
+        return as_fold(reduce_(monoid, axes[:1], *(get(inner, k) for k in range(spec.arity))))
+    (axis,) = axes
+    extents = {a: e for s in node.src for a, e in s.free}
+    names = [f"{monoid}{k}" for k in range(spec.arity)]
+    kept = {a: e for a, e in node.free}
+    states = [carry(n, s.dtype, kept) for n, s in zip(names, node.src)]
+    steps = spec.combine(map_, tuple(states), node.src)
+    table = {
+        n: (const(dtype_limit(i, s.dtype), s.dtype), step)
+        for n, i, s, step in zip(names, spec.identity, node.src, steps)
+    }
+    return fold(axis, [(0, as_node(extents[axis]))], table)

@@ -1,0 +1,156 @@
+"""The loop tree of a tile program: statements as nests that rules take apart and put together.
+
+A *nest* is a store under the longest chain of foralls that hold nothing else; it is named by the
+buffer that it stores to. Everything above nests is shared by several of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from autosched.ir.node import Extent, Node, replace_nodes, walk
+from autosched.ir.ops import forall
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One forall: `axis` runs over [lo, hi) and is bound to `bind`."""
+
+    axis: str
+    lo: Node
+    hi: Node
+    bind: str
+
+
+@dataclass(frozen=True)
+class Nest:
+    """Loops, outermost first, around one store."""
+
+    loops: tuple[Loop, ...]
+    store: Node
+
+    @property
+    def name(self) -> str:
+        return str(self.store.src[0].attr[0])
+
+    @property
+    def handle(self) -> Node:
+        return self.store.src[0]
+
+    @property
+    def value(self) -> Node:
+        return self.store.src[1]
+
+    @property
+    def starts(self) -> tuple[Node, ...]:
+        return self.store.src[2 : 2 + len(self.store.attr[0])]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return tuple(loop.axis for loop in self.loops)
+
+    def loop(self, axis: str) -> Loop | None:
+        return next((loop for loop in self.loops if loop.axis == axis), None)
+
+    def with_value(self, value: Node) -> Nest:
+        src = (self.handle, value, *self.store.src[2:])
+        return replace(self, store=Node("store", src, self.store.attr))
+
+    def substitute(self, table: Mapping[Node, Node]) -> Nest:
+        """Nodes exchanged in the store and in the bounds of the loops."""
+        loops = tuple(
+            replace(x, lo=replace_nodes(x.lo, dict(table)), hi=replace_nodes(x.hi, dict(table)))
+            for x in self.loops
+        )
+        return Nest(loops, replace_nodes(self.store, dict(table)))
+
+    def build(self) -> Node:
+        return build(self.loops, (self.store,))
+
+
+def build(loops: Sequence[Loop], body: Sequence[Node]) -> Node:
+    """The statement of `loops` around `body`; without loops the body must be one statement."""
+    inner = list(body)
+    for x in reversed(loops):
+        inner = [forall(x.axis, x.lo, x.hi, x.bind, inner)]
+    (only,) = inner
+    return only
+
+
+def as_loop(stmt: Node) -> tuple[Loop, tuple[Node, ...]]:
+    """A forall as its loop and the statements under it."""
+    axis, bind = stmt.attr
+    return Loop(axis, stmt.src[0], stmt.src[1], bind), stmt.src[2:]
+
+
+def as_nest(stmt: Node) -> Nest | None:
+    """The statement as a nest, or None where it holds several stores."""
+    loops: list[Loop] = []
+    while stmt.op == "forall":
+        loop, body = as_loop(stmt)
+        if len(body) != 1:
+            return None
+        loops.append(loop)
+        (stmt,) = body
+    return Nest(tuple(loops), stmt) if stmt.op == "store" else None
+
+
+def nests(stmt: Node) -> Iterator[tuple[tuple[Loop, ...], Nest]]:
+    """Every nest below a statement with the loops that enclose it, in program order.
+
+    A kernel's only chain of loops belongs to its nest, except for loops bound to the grid."""
+    if stmt.op == "kernel":
+        for s in stmt.src:
+            yield from nests(s)
+        return
+    nest = as_nest(stmt)
+    if nest is not None:
+        yield (), nest
+        return
+    loop, body = as_loop(stmt)
+    for s in body:
+        for outer, inner in nests(s):
+            yield (loop, *outer), inner
+
+
+def edit_nests(stmt: Node, fn: Callable[[Nest], Sequence[Node]]) -> Node:
+    """`stmt` with every nest replaced by the statements that `fn` returns for it."""
+    (only,) = _edit(stmt, fn)
+    return only
+
+
+def _edit(stmt: Node, fn: Callable[[Nest], Sequence[Node]]) -> list[Node]:
+    if stmt.op == "kernel":
+        body = [new for s in stmt.src for new in _edit(s, fn)]
+        return [Node("kernel", tuple(body), stmt.attr)]
+    nest = as_nest(stmt)
+    if nest is not None:
+        return list(fn(nest))
+    loop, statements = as_loop(stmt)
+    return [build((loop,), [new for s in statements for new in _edit(s, fn)])]
+
+
+def buffers_read(node: Node) -> set[Node]:
+    """The handles of all loads below a value or statement."""
+    return {n.src[0] for n in walk(node) if n.op == "load"}
+
+
+def load_starts(load: Node) -> tuple[Node, ...]:
+    return load.src[1 : 1 + len(load.attr[0])]
+
+
+def iota_axis(node: Node) -> str | None:
+    """The axis, where `node` is exactly its coordinate."""
+    return str(node.attr[0]) if node.op == "iota" else None
+
+
+def find_iotas(roots: Sequence[Node], axis: str) -> tuple[Node, ...]:
+    return tuple(n for n in walk(*roots) if n.op == "iota" and n.attr[0] == axis)
+
+
+def trip_count(loop: Loop) -> Extent | None:
+    """hi - lo where both are literals; None where they are expressions."""
+    if loop.lo.op == "const" and loop.hi.op == "const":
+        return int(loop.hi.attr[0]) - int(loop.lo.attr[0])
+    return None
