@@ -71,8 +71,11 @@ def paired(a: Side, b: Side, *, rounds: int = 6, visit_s: float = 0.05, warmup_s
 
     visit_s, warmup_s: timed and untimed running of each visit.
     settle_s: how long at most to wait after a visit for the side's threads to fall asleep.
-    timeout_s: of one visit, and of making a side. Returns Failed if either side fails.
+    timeout_s: of one visit, and of making a side; None for the pool's own limit.
+    Returns Failed if either side fails. Raises ValueError where both name one pool.
     """
+    if a.pool is b.pool:
+        raise ValueError("paired: each side needs a process of its own, so two pools")
     sides = (a, b)
     for side in sides:  # made before the clock starts; the visits find it in the worker
         made = side.pool.run(_job("prepare_side", side, timeout_s, settle_s=settle_s))

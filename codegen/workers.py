@@ -21,7 +21,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 
-from autosched.codegen.dispatch import Dispatcher, PoolSpec, Task
 from autosched.codegen.jobs import (
     STATUS_OF,
     Failed,
@@ -33,6 +32,7 @@ from autosched.codegen.jobs import (
     Stage,
     WorkerError,
 )
+from autosched.codegen.worker_loop import PoolSpec, Task, WorkerLoop
 from autosched.codegen.worker_process import WorkerSpec
 
 __all__ = ["Failed", "Job", "JobFailure", "Ok", "Outcome", "Stage", "Ticket", "WorkerError",
@@ -95,11 +95,11 @@ class WorkerPool:
         self._ending: WorkerError | None = None
         worker = WorkerSpec(dict(env or {}), tuple(preload), tuple(packages), memory_limit_bytes)
         self._spec = PoolSpec(n, timeout_s, recycle_after, start_timeout_s, worker)
-        self._dispatcher = Dispatcher(self._spec, self._finish)
+        self._loop = WorkerLoop(self._spec, self._finish)
         self._bells: tuple[int, ...] = os.pipe()  # reading end, writing end; wakes the thread
         for fd in self._bells:
             os.set_blocking(fd, False)
-        self._dispatcher.listen(self._bells[0], self._hear_bell)
+        self._loop.listen(self._bells[0], self._hear_bell)
         # A daemon: a user who forgets close() must still be able to leave Python.
         self._thread = threading.Thread(target=self._serve, name="autosched-workers", daemon=True)
         self._thread.start()
@@ -208,30 +208,30 @@ class WorkerPool:
     def _serve(self) -> None:
         try:
             while self._step():
-                self._dispatcher.wait()
+                self._loop.wait()
         finally:
             # Also after a bug in the loop: nobody shall wait for ever.
             self._end_with(WorkerError("the worker pool failed; its thread's traceback says why"))
-            self._dispatcher.close()
+            self._loop.close()
             self._end_pending()
 
     def _step(self) -> bool:
         """Deals with what other threads asked for; False when the pool is to end."""
         with self._changed:
-            if self._dispatcher.broken is not None:
-                self._end_with(self._dispatcher.broken)
+            if self._loop.broken is not None:
+                self._end_with(self._loop.broken)
             if self._ending is not None:
                 return False
             cancelled, self._cancelled = self._cancelled, []
             for task in cancelled:
-                self._dispatcher.withdraw(task)
-            self._dispatcher.assign(self._pending)
-            return self._dispatcher.broken is None or self._step()
+                self._loop.withdraw(task)
+            self._loop.assign(self._pending)
+            return self._loop.broken is None or self._step()
 
     def _end_pending(self) -> None:
         """Ends what never ran: as cancelled after close(), with the reason if the pool broke."""
         with self._changed:
-            broken = self._dispatcher.broken
+            broken = self._loop.broken
             while self._pending:
                 task = self._pending.popleft()
                 self._finish(task, broken or _cancelled(task, "the worker pool was closed"))

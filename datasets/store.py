@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ __all__ = ["SCHEMA_VERSION", "Store", "StoreError"]
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x41534348  # "ASCH" in the file's header: an autosched store and nothing else
 _BUSY_S = 30.0  # how long to wait for another tuner's batch
+_RETRY_S = 0.01
 
 _SCHEMA = """
 CREATE TABLE workloads (key TEXT PRIMARY KEY NOT NULL, text TEXT NOT NULL) WITHOUT ROWID;
@@ -199,10 +201,7 @@ class Store:
 
     def _prepare(self) -> None:
         self._refuse_foreign()
-        mode = self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        if mode != "wal":
-            raise StoreError(f"the place of the record store {self.path} cannot hold a write-ahead "
-                             f"log (SQLite chose {mode}). Name a local disk (--store PATH)")
+        self._write_ahead()
         # NORMAL loses no commit to a killed process, and never integrity to a power cut.
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute("PRAGMA foreign_keys = ON")
@@ -212,15 +211,35 @@ class Store:
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        self._refuse_foreign()
+        self._refuse_foreign()  # another tuner may have made it meanwhile
+
+    def _write_ahead(self) -> None:
+        """Turns the write-ahead log on. SQLite itself does not wait for others here."""
+        end = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                mode = self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+                break
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() >= end:
+                    raise
+                time.sleep(_RETRY_S)
+        if mode != "wal":
+            raise StoreError(f"the place of the record store {self.path} cannot hold a write-ahead "
+                             f"log (SQLite chose {mode}). Name a local disk (--store PATH)")
 
     def _header(self, name: str) -> int:
         return self._db.execute(f"PRAGMA {name}").fetchone()[0]
 
     def _refuse_foreign(self) -> None:
         """Raises StoreError for another program's database or another version of ours."""
-        application, version = self._header("application_id"), self._header("user_version")
-        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        self._db.execute("BEGIN")  # the three from one moment: another tuner may be making it
+        try:
+            application, version = self._header("application_id"), self._header("user_version")
+            tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        finally:
+            self._db.execute("ROLLBACK")
         if application == 0 and tables == 0:
             return
         if application != APPLICATION_ID:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,20 @@ def test_two_tuners_write_at_once(path: Path) -> None:
     with Store(path) as store:
         for name in "ab":
             assert batches_of(store, name) == dict.fromkeys(range(60), 7)
+
+
+@pytest.mark.parametrize("n", range(20))
+def test_a_store_may_be_made_by_many_at_once(path: Path, n: int) -> None:
+    start = threading.Barrier(4)
+
+    def work(name: int) -> int:
+        start.wait()
+        with Store(path) as mine:
+            return mine.add([made(name)], WORKLOADS)
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(work, range(4))) == [1] * 4
+    with Store(path) as store:
+        assert len(store.records()) == 4
 
 
 def test_threads_of_one_process_share_a_store(store: Store) -> None:

@@ -116,10 +116,10 @@ def test_queue_time_and_run_time_are_apart(pool: WorkerPool) -> None:
     first, second = (pool.submit(job("nap", seconds=0.4)) for _ in range(2))
     a, b = first.result(), second.result()
     assert isinstance(a, Ok) and isinstance(b, Ok)
-    assert 0.39 < a.run_s < 1.5 and 0.39 < b.run_s < 1.5
-    assert a.queue_s < 0.3 < b.queue_s
+    assert a.run_s > 0.39 and b.run_s > 0.39
+    assert b.queue_s > 0.39 > a.queue_s
     # Waiting for a worker does not count against a job's limit.
-    slow = [pool.submit(job("nap", seconds=0.4, timeout_s=0.9)) for _ in range(3)]
+    slow = [pool.submit(job("nap", seconds=0.6, timeout_s=1.5)) for _ in range(3)]
     assert all(isinstance(t.result(), Ok) for t in slow)
 
 
@@ -213,11 +213,12 @@ def test_a_worker_that_hangs_up_is_found_out(pool: WorkerPool) -> None:
 def test_many_crashes_leave_no_descriptors_or_processes(pool: WorkerPool) -> None:
     value(pool.run(job("echo")))
     before = len(os.listdir("/proc/self/fd"))
+    others = len(psutil.Process().children()) - 1
     for outcome in pool.map([job("segfault"), job("echo", value=0)] * 8):
         assert isinstance(outcome, (Ok, Failed))
     value(pool.run(job("echo")))
     assert len(os.listdir("/proc/self/fd")) == before
-    assert len(psutil.Process().children()) <= 1
+    assert len(psutil.Process().children()) == others + 1
 
 
 @pytest.mark.parametrize(("function", "said"), [
@@ -264,12 +265,11 @@ def test_leaving_a_map_early_frees_the_workers(pool: WorkerPool) -> None:
 
 
 def test_closing_cancels_and_ends(pool: WorkerPool) -> None:
-    value(pool.run(job("echo")))
-    pids = [p.pid for p in psutil.Process().children()]
+    pid = value(pool.run(job("count")))[0]
     tickets = [pool.submit(job("nap", seconds=3600.0)) for _ in range(3)]
     pool.close()
     assert {failure(t.result()).status for t in tickets} == {Status.CANCELLED}
-    assert pids and all(gone(p) for p in pids)
+    assert gone(pid)
     with pytest.raises(WorkerError, match="closed"):
         pool.submit(job("echo"))
     pool.close()

@@ -58,7 +58,7 @@ class _Seat:
     writing: bool = False  # part of a frame waits for room in the pipe
 
 
-class Dispatcher:
+class WorkerLoop:
     """Keeps up to `spec.n` workers busy. `finish(task, end)` is called once for every task."""
 
     def __init__(self, spec: PoolSpec,
