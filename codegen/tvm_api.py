@@ -203,6 +203,17 @@ def _call(name: str, result: Any, *args: Expr) -> Expr:
     return _tvm().base.Call(result, _op(name), list(args), None, [], None)
 
 
+def libm(name: str, x: Expr) -> Expr:
+    """A function of the C library on each lane; float32 has the suffix f."""
+    scalar = dtype_of(x).partition("x")[0]
+    symbol = name + ("f" if scalar == "float32" else "")
+    lanes = [x] if lanes_of(x) == 1 else [shuffle(x, (i,)) for i in range(lanes_of(x))]
+    results = [_tvm().tirx.call_pure_extern(scalar, symbol, lane) for lane in lanes]
+    if len(results) == 1:
+        return results[0]
+    return _tvm().prim.Shuffle(results, [const(i) for i in range(len(results))], None)
+
+
 def fma(a: Expr, b: Expr, c: Expr) -> Expr:
     """a*b + c, rounded once."""
     return llvm("llvm.fma", dtype_of(c), a, b, c)
@@ -362,7 +373,10 @@ class Block:
         """The value under a name, so that using it twice computes it once."""
         if isinstance(value, (int, float)) or type(value).__name__ in ("IntImm", "FloatImm", "Var"):
             return value
-        bound = var(name, dtype_of(value))
+        dtype = dtype_of(value)
+        if dtype.startswith("boolx"):  # TVM's interval analysis fails on a bound vector of bools
+            return value
+        bound = var(name, dtype)
         self.parts.append(bind(bound, value))
         return bound
 
