@@ -19,7 +19,7 @@ from math import prod
 from typing import Any
 
 from autosched.codegen import tvm_api as tir
-from autosched.codegen.tvm_scalar import apply_scalar
+from autosched.codegen.tvm_scalar import Scalars
 from autosched.ir.extent import as_extent, as_node, simplify
 from autosched.ir.linear import poly
 from autosched.ir.loops import as_loop
@@ -47,10 +47,10 @@ class Emitted:
     params: tuple[Node, ...]
 
 
-def emit(program: Program, name: str) -> Emitted | Illegal:
-    """The function of a tile program with all knobs bound."""
+def emit(program: Program, name: str, features: Sequence[str] = ()) -> Emitted | Illegal:
+    """The function of a tile program with all knobs bound; features: LLVM's names of the CPU's."""
     try:
-        return _Emitter(program).function(name)
+        return _Emitter(program, {"avx512f", "avx512vl"} <= set(features)).function(name)
     except Unsupported as error:
         return Illegal("BACKEND", str(error))
 
@@ -101,8 +101,9 @@ class _Scope:
 
 
 class _Emitter:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, scalef: bool) -> None:
         self.program = program
+        self.scalef = scalef
         self.buffers: dict[Node, Any] = {}
         self.binds: dict[str, str] = {}
         self.strides: dict[Node, list[int]] = {}
@@ -309,7 +310,8 @@ class _Emitter:
                 return self.coordinate(node, scope, point)
             case "map":
                 operands = [self.value(s, scope, point) for s in node.src]
-                return apply_scalar(node.attr[0], operands, [s.dtype for s in node.src])
+                scalars = Scalars(scope.block, self.scalef)
+                return scalars.apply(node.attr[0], operands, [s.dtype for s in node.src])
             case "load":
                 return self.load(node, scope, point)
             case "carry":
@@ -342,9 +344,11 @@ class _Emitter:
             raise Unsupported(f"{monoid} over registers")
         (source,) = node.src
 
+        scalars = Scalars(scope.block, self.scalef)
+
         def combine(a: Expr, b: Expr) -> Expr:
             return spec.combine(
-                lambda fn, *xs: apply_scalar(fn, list(xs), [node.dtype] * len(xs)), (a,), (b,)
+                lambda fn, *xs: scalars.apply(fn, xs, [node.dtype] * len(xs)), (a,), (b,)
             )[0]
 
         unrolled = {a: e for a, e in self.unrolled_axes(source, scope).items() if a in axes}
