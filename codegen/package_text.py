@@ -1,0 +1,144 @@
+"""Kernels in, the texts of a package out: its module, project file, README and kernel sources."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from collections.abc import Sequence
+
+from autosched.codegen.artifact import Artifact, Kernel, Value, operands
+
+# The C interface of TVM's runtime is that of the release it was built with.
+FFI_REQUIREMENT = "apache-tvm-ffi>=0.1.14,<0.2"
+
+
+def _signature(values: Sequence[Value]) -> str:
+    return ", ".join(f"{v.name}: {v.dtype}{list(v.shape)}" for v in values)
+
+
+def _results(kernel: Kernel) -> str:
+    outputs = [Value(a.name, a.dtype, a.shape) for a in kernel.args if a.role == "output"]
+    return _signature(outputs)
+
+
+def _time(microseconds: float | None) -> str:
+    return "not measured" if microseconds is None else f"{microseconds:.1f} us"
+
+
+def kernel_text(kernel: Kernel) -> str:
+    """The readable source of a kernel, under a header that says what and how fast it is."""
+    ratio = ""
+    if kernel.latency_us and kernel.peer_us:
+        ratio = f" ({kernel.peer_us / kernel.latency_us:.2f} times as fast)"
+    lines = [
+        f"{kernel.public_name}({_signature(operands(kernel.args))}) -> {_results(kernel)}",
+        "", kernel.doc.strip(), "", "Definition:", *_indented(kernel.definition),
+        "", "Schedule:", *_indented(json.dumps(kernel.schedule, indent=2, sort_keys=True)),
+        "", f"Measured: {_time(kernel.latency_us)}; {kernel.peer}: {_time(kernel.peer_us)}{ratio}",
+        f"Target: {kernel.target}", f"Toolchain: {kernel.toolchain}",
+        f"Needs: {', '.join(sorted(kernel.cpu_features)) or 'no CPU feature'}",
+        f"Key: {kernel.key}",
+    ]  # fmt: skip
+    header = "\n".join(f"# {line}".rstrip() for text in lines for line in text.splitlines() or [""])
+    return f"{header}\n\n{kernel.source.rstrip()}\n"
+
+
+def _indented(text: str) -> list[str]:
+    return [f"    {line}" for line in text.strip().splitlines()]
+
+
+def _doc(kernels: Sequence[Kernel]) -> str:
+    """The docstring of a public function, for all its signatures."""
+    first = kernels[0]
+    lines = [first.doc.strip() or first.public_name, ""]
+    for kernel in kernels:
+        speed = _time(kernel.latency_us)
+        peer = f", {kernel.peer} {_time(kernel.peer_us)}" if kernel.peer_us else ""
+        signature = _signature(operands(kernel.args))
+        lines.append(f"({signature}) -> {_results(kernel)}: {speed}{peer}")
+    packed = sorted({a.pack.source for k in kernels for a in k.args if a.pack is not None})
+    if packed:
+        lines += ["", f"`.pack` lays out a constant {' or '.join(packed)} once."]
+    return "\n".join(lines)
+
+
+def _by_name(kernels: Sequence[Kernel]) -> dict[str, list[Kernel]]:
+    groups: dict[str, list[Kernel]] = {}
+    for kernel in kernels:
+        groups.setdefault(kernel.public_name, []).append(kernel)
+    return groups
+
+
+def init_text(name: str, summary: str, kernels: Sequence[Kernel], whole: bool) -> str:
+    """The module: one lazy function for each public name, and `load` where there is a model."""
+    groups = _by_name(kernels)
+    head = summary.strip() or f"Tuned kernels: {name}."
+    exports = sorted([*groups, *(["load"] if whole else [])])
+    lines = [
+        f'"""{_quoted(head)}', "",
+        "Written by autosched. Importing it loads no kernel; the first call does.", '"""', "",
+        "from .runtime.package import Package as _Package", "",
+        "_package = _Package(__path__[0])",
+    ]  # fmt: skip
+    for public, group in groups.items():
+        doc = _quoted(_doc(group))
+        lines += ["", f"{public} = _package.kernel(", f'    "{public}",', f'    """{doc}""",', ")"]
+    if whole:
+        lines += ["", "load = _package.load"]
+    lines += ["", "__all__ = [", *(f'    "{export}",' for export in exports), "]", ""]
+    return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    """Text that can stand between triple double quotes."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return "".join(c for c in escaped if c.isprintable() or c == "\n")
+
+
+def _toml(text: str) -> str:
+    return json.dumps(" ".join(text.split()), ensure_ascii=False)
+
+
+def pyproject_text(name: str, version: str, summary: str, islands: bool) -> str:
+    """The project file: pip installs the folder, or builds a wheel for this platform from it."""
+    requirements = ["numpy>=1.26", FFI_REQUIREMENT, *(["onnxruntime>=1.20"] if islands else [])]
+    wheel = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    return "\n".join([
+        "[build-system]", 'requires = ["setuptools>=69"]',
+        'build-backend = "setuptools.build_meta"', "",
+        "[project]", f"name = {_toml(name.replace('_', '-'))}", f"version = {_toml(version)}",
+        f"description = {_toml(summary or 'Tuned kernels')}", 'requires-python = ">=3.11"',
+        f"dependencies = {json.dumps(requirements)}", "",
+        "[tool.setuptools]", f'packages = ["{name}", "{name}.runtime"]', "",
+        "[tool.setuptools.package-data]",
+        f'{name} = ["manifest.json", "py.typed", "weights.bin", "kernels/*", "islands/*", "lib/*"]',
+        "", "[tool.distutils.bdist_wheel]", f'plat-name = "{wheel}"', "",
+    ])  # fmt: skip
+
+
+def readme_text(name: str, summary: str, kernels: Sequence[Kernel], artifact: Artifact,
+                digest: str) -> str:
+    """What the package holds and how to use it."""
+    rows = [
+        f"| `{k.public_name}` | {_signature(operands(k.args))} | {_results(k)} | "
+        f"{_time(k.latency_us)} | {_time(k.peer_us)} |"
+        for k in kernels
+    ]
+    use = [f"import {name}"]
+    if artifact.plan is not None:
+        names = ", ".join(f'"{v.name}": {v.name}' for v in artifact.plan.inputs)
+        use.append(f"outputs = {name}.load().run({{{names}}})")
+    if kernels:
+        first = kernels[0]
+        arguments = ", ".join(v.name for v in operands(first.args))
+        use.append(f"result = {name}.{first.public_name}({arguments})")
+    peer = kernels[0].peer if kernels else "peer"
+    return "\n".join([
+        f"# {name}", "", summary.strip() or "Tuned kernels.", "",
+        "    pip install .", "", "```python", *use, "```", "",
+        f"| kernel | operands | results | measured | {peer} |", "|---|---|---|---|---|", *rows, "",
+        f"Digest: `{digest}`. Hashes guard against corruption; pass `expect_digest=` to `load` to",
+        "guard against tampering.", "",
+        "The kernels are yours. `runtime/` is part of autosched (Apache-2.0), `lib/` is part of",
+        "Apache TVM (Apache-2.0, see LICENSE and NOTICE there).", "",
+    ])  # fmt: skip

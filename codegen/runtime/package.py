@@ -1,0 +1,86 @@
+"""The lazy face of a kernel package: nothing but the standard library until the first use.
+
+A package's `__init__` makes one Package and a function for each public name from it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .function import Function
+    from .manifest import Manifest
+    from .model import Model
+
+
+class PublicFunction:
+    """A kernel by the name of what it computes; loads at the first call.
+
+    Call it with NumPy arrays or torch tensors, by position or by name, each raw or made by
+    `pack`; results are new arrays of the callers' kind.
+    """
+
+    def __init__(self, package: Package, name: str, doc: str) -> None:
+        self._package = package
+        self._function: Function | None = None
+        self.__name__ = self.__qualname__ = name
+        self.__doc__ = doc
+
+    def _load(self) -> Function:
+        if self._function is None:
+            self._function = self._package.function(self.__name__)
+        return self._function
+
+    def __call__(self, *operands: Any, **named: Any) -> Any:
+        return self._load()(*operands, **named)
+
+    def pack(self, array: Any, operand: str | None = None) -> Any:
+        """A constant operand laid out once; pass the result in its place."""
+        return self._load().pack(array, operand)
+
+    @property
+    def kernels(self) -> tuple[Any, ...]:
+        """The kernels behind this name, one for each signature."""
+        return self._load().kernels
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.__name__} of {self._package.root}>"
+
+
+class Package:
+    """The package whose folder is `root`."""
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root)
+        self._loading = threading.Lock()
+        self._manifest: Manifest | None = None
+
+    def kernel(self, name: str, doc: str) -> PublicFunction:
+        """The public function of that name."""
+        return PublicFunction(self, name, doc)
+
+    def manifest(self) -> Manifest:
+        """The manifest, read and checked at the first call."""
+        with self._loading:
+            if self._manifest is None:
+                self._manifest = _module("manifest").read(self.root)
+            return self._manifest
+
+    def function(self, name: str) -> Function:
+        """The loaded function of that name."""
+        function: Function = _module("function").Function(self.manifest(), name)
+        return function
+
+    def load(self, *, threads: int | None = None, expect_digest: str | None = None) -> Model:
+        """The tuned model of this package, ready to run; see model.load."""
+        model: Model = _module("model").load(
+            self.root, threads=threads, expect_digest=expect_digest
+        )
+        return model
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f".{name}", __package__)
