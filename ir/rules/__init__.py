@@ -1,1 +1,17 @@
-"""Rewrite rules: one file a rule, each with `propose` and `apply`."""
+"""Rewrite rules: one file a rule, each with `apply(program, action) -> Program | Illegal`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from autosched.ir.node import Program
+from autosched.ir.rules import bind, inline, place, rfactor, split
+from autosched.ir.rules.action import Action, Illegal
+
+RULES: dict[str, Callable[[Program, Action], Program | Illegal]] = {
+    "inline": inline.apply,
+    "split": split.apply,
+    "bind": bind.apply,
+    "rfactor": rfactor.apply,
+    "place": place.apply,
+}
