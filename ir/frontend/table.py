@@ -1,0 +1,21 @@
+"""The operator table: every ONNX operator that the algebra says, by name."""
+
+from __future__ import annotations
+
+from autosched.ir.frontend import (
+    attention,
+    contraction,
+    elementwise,
+    gather,
+    movement,
+    reduction,
+)
+from autosched.ir.frontend.call import Row
+
+OPSETS = range(17, 29)  # versions of the default operator set that the rows were written for
+
+TABLE: dict[str, Row] = {
+    row.op: row
+    for module in (elementwise, reduction, contraction, movement, gather, attention)
+    for row in module.ROWS
+}
