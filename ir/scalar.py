@@ -7,6 +7,7 @@ type) follow the name after a colon: "cast:float16".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,13 @@ def _floordiv(a: Any, b: Any) -> Any:
     return np.floor(a / b) if np.asarray(a).dtype.kind == "f" else np.floor_divide(a, b)
 
 
+def _truncdiv(a: Any, b: Any) -> Any:
+    if np.asarray(a).dtype.kind == "f":
+        return np.trunc(a / b)
+    down = np.floor_divide(a, b)
+    return down + ((np.remainder(a, b) != 0) & ((a < 0) != (b < 0)))
+
+
 def _fn(arity: int, result: str, cost: str, meaning: Callable[..., Any]) -> ScalarFn:
     return ScalarFn(arity, result, cost, _quiet(meaning))
 
@@ -61,7 +69,7 @@ SCALARS: dict[str, ScalarFn] = {
     "mul": _fn(2, "same", "arith", np.multiply),
     "div": _fn(2, "same", "special", np.divide),  # floats; integers use floordiv or truncdiv
     "floordiv": _fn(2, "same", "int", _floordiv),
-    "truncdiv": _fn(2, "same", "int", lambda a, b: np.trunc(np.divide(a, b))),
+    "truncdiv": _fn(2, "same", "int", _truncdiv),
     "mod": _fn(2, "same", "int", np.mod),  # sign of the divisor
     "fmod": _fn(2, "same", "int", np.fmod),  # sign of the dividend
     "max": _fn(2, "same", "arith", np.maximum),  # NaN if either is
@@ -116,6 +124,26 @@ SCALARS: dict[str, ScalarFn] = {
 }
 
 COMMUTATIVE = frozenset(("add", "mul", "max", "min", "and", "or", "xor", "eq", "ne"))
+
+
+# Significant bits, least normal exponent, greatest finite value, what lies beyond it.
+_GRIDS: dict[str, tuple[int, int, float, float]] = {
+    "bfloat16": (8, -126, (2 - 2**-7) * 2.0**127, math.inf),
+    "float8_e4m3": (4, -6, 448.0, 448.0),  # casts to fp8 saturate, as ONNX's do by default
+    "float8_e5m2": (3, -14, 57344.0, 57344.0),
+}
+
+
+def round_to_grid(x: Any, dtype: str) -> Any:
+    """The float64 array with every element on the grid of `dtype`, ties to even."""
+    if dtype not in _GRIDS:
+        with np.errstate(over="ignore"):
+            return x.astype(dtype).astype(np.float64)
+    bits, least, greatest, beyond = _GRIDS[dtype]
+    _, exponent = np.frexp(x)
+    unit = np.maximum(exponent - 1, least) - (bits - 1)
+    y = np.ldexp(np.rint(np.ldexp(x, -unit)), unit)
+    return np.where(np.abs(y) > greatest, np.copysign(beyond, y), y)
 
 
 def split_name(fn: str) -> tuple[str, str]:
