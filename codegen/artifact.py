@@ -14,6 +14,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+
 from autosched.codegen.runtime.arrays import STORAGE
 from autosched.codegen.runtime.spec import (
     ROLES,

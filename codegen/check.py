@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from autosched.ir.record import Status
 
 Array = np.ndarray[Any, np.dtype[Any]]

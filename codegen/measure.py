@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+
 from autosched.ir.target import host_target
 
 Run = Callable[[], object]

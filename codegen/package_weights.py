@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+
 from autosched.codegen.artifact import ArtifactError, Constant, Kernel, step_args
 from autosched.codegen.runtime.arrays import ALIGNMENT, STORAGE
 from autosched.codegen.runtime.manifest import canonical

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+
 from autosched.codegen.jobs import resolve
 from autosched.codegen.measure import Run, Timing, time_visit
 from autosched.codegen.workers import Failed, Job, Ok, WorkerPool

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
+
 from autosched.ir.linear import INDEX_TYPES, simplify_map
 from autosched.ir.node import Extent, IRError, Node, Program, walk
 from autosched.ir.ops import const, map_

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+
 from autosched.codegen import tvm_api as t
 from autosched.codegen.artifact import Artifact, Kernel, KernelArg, PackSpec, Plan, Step, Value
 from autosched.ir.target import X86_LEVELS

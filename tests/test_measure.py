@@ -11,6 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+
 from autosched.codegen import check, measure
 from autosched.codegen.check import compare, poison, still_poisoned, unwritten
 from autosched.codegen.measure import Cache, Timing, time_callable, time_interleaved

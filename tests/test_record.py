@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from autosched.ir.record import CONDEMNED, Record, Status, canonical_json, json_key
 from hypothesis import given
 from hypothesis import strategies as st
+
+from autosched.ir.record import CONDEMNED, Record, Status, canonical_json, json_key
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False,

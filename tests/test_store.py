@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from autosched.datasets import exchange, place
 from autosched.datasets.store import SCHEMA_VERSION, Store, StoreError
 from autosched.ir.record import Record, Status

@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 import pytest
+
 from autosched.ir.target import FACTS, GPUS, X86_LEVELS, TargetError, host_target, parse_target
 
 ON_X86 = platform.machine().lower() in ("x86_64", "amd64")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from autosched.codegen import vecmath
 from scipy import special
+
+from autosched.codegen import vecmath
 
 INF, NAN = np.inf, np.nan
 EDGES = np.array(

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from autosched.codegen import frames
 from autosched.codegen.workers import Failed, Job, Ok, Stage, WorkerError, WorkerPool
 from autosched.ir.record import Status

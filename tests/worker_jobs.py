@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from autosched.codegen.workers import JobFailure
 from autosched.ir.record import Status
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+
 from autosched.ir.frontend.call import Call, Result, Unsupported, Value
 from autosched.ir.frontend.coverage import flops
 from autosched.ir.frontend.islands import Levels, boundary, group

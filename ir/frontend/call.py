@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+
 from autosched.ir.frontend.literal import Array, Literals
 from autosched.ir.frontend.tensor import Names, Tensor
 from autosched.ir.node import Node

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+
 from autosched.ir.graph import ModelError
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]

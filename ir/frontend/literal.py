@@ -10,6 +10,7 @@ import hashlib
 from typing import Any
 
 import numpy as np
+
 from autosched.ir.extent import simplify
 from autosched.ir.frontend.tensor import Names, Tensor
 from autosched.ir.graph import ModelError, WeightRef

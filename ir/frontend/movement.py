@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import reduce
 
 import numpy as np
+
 from autosched.ir.frontend.call import Call, Result, Row, Unsupported
 from autosched.ir.frontend.elementwise import to_dtype
 from autosched.ir.frontend.literal import Array
