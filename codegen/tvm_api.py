@@ -235,9 +235,9 @@ def bitcast(x: Expr, dtype: str) -> Expr:
     return _call("reinterpret", _type(with_lanes(dtype, lanes_of(x))), x)
 
 
-def shuffle(x: Expr, lanes: Sequence[int]) -> Expr:
-    """The named lanes of x; one lane yields a scalar."""
-    return _tvm().prim.Shuffle([x], [const(i) for i in lanes], None)
+def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    """The named lanes of the vectors, numbered on from one to the next; one lane is a scalar."""
+    return _tvm().prim.Shuffle(list(vectors), [const(i) for i in lanes], None)
 
 
 # ---------------------------------------------------------------- memory
@@ -360,6 +360,9 @@ def when(condition: Expr, then: Stmt, otherwise: Stmt | None = None) -> Stmt:
     return _tvm().tir.IfThenElse(condition, then, otherwise, None)
 
 
+_ATOMS = frozenset(("IntImm", "FloatImm", "Var"))
+
+
 class Block:
     """Statements in the order they are added: `let` names a value, `add` takes a statement."""
 
@@ -371,14 +374,21 @@ class Block:
 
     def let(self, value: Value, name: str = "t") -> Value:
         """The value under a name, so that using it twice computes it once."""
-        if isinstance(value, (int, float)) or type(value).__name__ in ("IntImm", "FloatImm", "Var"):
+        if isinstance(value, (int, float)) or type(value).__name__ in _ATOMS:
             return value
         dtype = dtype_of(value)
-        if dtype.startswith("boolx"):  # TVM's interval analysis fails on a bound vector of bools
+        if dtype in ("int32", "int64"):
+            bound = var(name, dtype)
+            self.parts.append(bind(bound, value))
+            return bound
+        if dtype.startswith("boolx"):  # a buffer would unpack the mask
             return value
-        bound = var(name, dtype)
-        self.parts.append(bind(bound, value))
-        return bound
+        # TVM's analyses substitute bound variables, which grows exponentially along a formula:
+        # a register says the same to LLVM and stops them.
+        scalar, _, lanes = dtype.partition("x")
+        register = self.allocate(local(name, scalar, int(lanes or 1)))
+        self.parts.append(store(register, 0, value))
+        return load(register, 0, register.elems)
 
     def allocate(self, buffer: Buffer) -> Buffer:
         self.parts.append(alloc(buffer))
@@ -394,7 +404,7 @@ def reduce_lanes(block: Block, combine: Callable[[Expr, Expr], Expr], x: Expr) -
     while lanes > 1:
         half = lanes // 2
         x = block.let(x, f"half{lanes}")
-        x = combine(shuffle(x, range(half)), shuffle(x, range(half, lanes)))
+        x = combine(shuffle([x], range(half)), shuffle([x], range(half, lanes)))
         lanes = half
     return block.let(x, "reduced")
 
