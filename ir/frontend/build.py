@@ -196,10 +196,7 @@ class _Walk:
     def graph_value(self, name: str) -> GraphValue:
         value = self.env[name]
         if value.tensor is None and value.constant is None:
-            raise ModelError(
-                f"the shape of {name!r} is known only when the model runs, and kernels are tuned "
-                f"for shapes; {self._maker(name)}. Cut the model before it"
-            )
+            raise self._opaque(name)
         tensor = value.tensor
         if tensor is None:
             assert value.constant is not None
@@ -208,9 +205,13 @@ class _Walk:
         extents = tuple(extent for _, extent in tensor.axes)
         return GraphValue(name, tensor.node, dims, extents, tensor.shape)
 
-    def _maker(self, name: str) -> str:
-        made_by = next((x.node.op for x in self.left if name in x.node.outputs), "an operator")
-        return f"{made_by} makes it"
+    def _opaque(self, name: str) -> ModelError:
+        maker = next((str(x.node) for x in self.left if name in x.node.outputs), "nothing")
+        return ModelError(
+            f"{name!r} must be a tensor of a common type and of a shape that is known before the "
+            f"model runs, since kernels are tuned for shapes, but {maker} yields something else; "
+            "cut the model before that"
+        )
 
     def islands(self, read: Set[str]) -> tuple[Island, ...]:
         """Groups of the nodes left out; `read` are the values that the algebra reads."""
@@ -247,10 +248,7 @@ class _Walk:
         for name in made:
             node = self.env[name].source
             if node is None:
-                raise ModelError(
-                    f"the shape of {name!r} is known only when the model runs, and kernels are "
-                    f"tuned for shapes; {self._maker(name)}. Cut the model before it"
-                )
+                raise self._opaque(name)
             outputs.append(node)
         ops = tuple(sorted({n.op for n in nodes}))
         return Island(f"island{number}", tuple(inputs), tuple(outputs), ops, model)

@@ -102,8 +102,6 @@ def _pow(call: Call) -> Tensor:
 
 def _mod(call: Call) -> Tensor:
     a, b = call.x(0), call.x(1)
-    if not call.attr("fmod", 0) and a.dtype in FLOATS:
-        raise Unsupported("of floats without fmod")
     return joined(call, lambda p, q: map_("fmod" if call.attr("fmod", 0) else "mod", p, q), a, b)
 
 
@@ -210,7 +208,7 @@ _FORMULAS: dict[str, tuple[tuple[int, ...], Callable[[Call, Node], Node]]] = {
         x < 0.0, (exp(x / c.attr("alpha", 1.0)) - 1.0) * c.attr("alpha", 1.0), x)),
     "Selu": ((6, 22), lambda c, x: _elu(
         c.attr("alpha", 1.6732632423543772), x, c.attr("gamma", 1.0507009873554805))),
-    "LeakyRelu": ((16,), lambda c, x: where(x < 0.0, x * c.attr("alpha", 0.01), x)),
+    "LeakyRelu": ((6, 16), lambda c, x: where(x < 0.0, x * c.attr("alpha", 0.01), x)),
     "ThresholdedRelu": ((10, 22), lambda c, x: where(x > c.attr("alpha", 1.0), x, 0.0)),
     "Shrink": ((9,), _shrink),
     "Softplus": ((1, 22), lambda c, x: softplus(x)),
@@ -230,8 +228,8 @@ _SCALARS: tuple[tuple[str, tuple[int, ...], str], ...] = (
     ("Asin", (7, 22), "asin"), ("Acos", (7, 22), "acos"), ("Atan", (7, 22), "atan"),
     ("Sinh", (9, 22), "sinh"), ("Cosh", (9, 22), "cosh"), ("Asinh", (9, 22), "asinh"),
     ("Acosh", (9, 22), "acosh"), ("Atanh", (9, 22), "atanh"),
-    ("Equal", (13, 19), "eq"), ("Greater", (13,), "gt"), ("GreaterOrEqual", (16,), "ge"),
-    ("Less", (13,), "lt"), ("LessOrEqual", (16,), "le"),
+    ("Equal", (13, 19), "eq"), ("Greater", (13,), "gt"), ("GreaterOrEqual", (12, 16), "ge"),
+    ("Less", (13,), "lt"), ("LessOrEqual", (12, 16), "le"),
     ("And", (7,), "and"), ("Or", (7,), "or"), ("Xor", (7,), "xor"), ("Not", (1,), "not"),
     ("BitwiseAnd", (18,), "bitand"), ("BitwiseOr", (18,), "bitor"),
     ("BitwiseXor", (18,), "bitxor"), ("BitwiseNot", (18,), "bitnot"), ("IsNaN", (13, 20), "isnan"),
@@ -240,20 +238,19 @@ _SCALARS: tuple[tuple[str, tuple[int, ...], str], ...] = (
 ROWS: tuple[Row, ...] = (
     *(Row(op, since, _fn(fn)) for op, since, fn in _SCALARS),
     *(Row(op, since, _precise(formula)) for op, (since, formula) in _FORMULAS.items()),
-    *(Row(op, (since,), _arith(fn))
-      for op, since, fn in (("Add", 14, "add"), ("Sub", 14, "sub"), ("Mul", 14, "mul"),
-                            ("Div", 14, "div"))),
+    *(Row(op, (13, 14), _arith(fn))
+      for op, fn in (("Add", "add"), ("Sub", "sub"), ("Mul", "mul"), ("Div", "div"))),
     Row("Sum", (13,), _variadic("add")),
     Row("Mean", (13,), _variadic("add", mean=True)),
     Row("Max", (13,), _variadic("max")),
     Row("Min", (13,), _variadic("min")),
-    Row("Pow", (15,), _pow),
+    Row("Pow", (13, 15), _pow),
     Row("Mod", (13, 28), _mod),
     Row("Clip", (13,), _clip),
-    Row("Relu", (14,), _relu),
-    Row("PRelu", (16,), _prelu),
+    Row("Relu", (13, 14), _relu),
+    Row("PRelu", (9, 16), _prelu),
     Row("SwiGLU", (28,), _swiglu),
-    Row("Where", (16,), _where),
+    Row("Where", (9, 16), _where),
     Row("Cast", (13, 19, 21, 23, 24, 25, 28), _cast),
     Row("CastLike", (15, 19, 21, 23, 24, 25), _cast_like),
     Row("BitShift", (11, 28), _bitshift),

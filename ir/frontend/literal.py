@@ -7,12 +7,14 @@ a table: kernels then load nothing, and rules can tell which tiles a mask leaves
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from autosched.ir.extent import simplify
-from autosched.ir.frontend.tensor import Names, Tensor
+from autosched.ir.frontend.tensor import Axis, Names, Tensor
 from autosched.ir.graph import ModelError, WeightRef
 from autosched.ir.node import Node
 from autosched.ir.ops import cast, const, input_, iota, where
@@ -22,46 +24,47 @@ Array = np.ndarray[Any, Any]
 
 
 class Literals:
-    """The constants of one import; equal bytes are one weight."""
+    """The constants of one import; equal bytes are one weight, and that is one `input` node."""
 
     def __init__(self, names: Names) -> None:
         self.names = names
         self.weights: dict[str, WeightRef] = {}
-        self._by_digest: dict[str, str] = {}
-        self._by_array: dict[int, tuple[Array, str]] = {}
+        self._by_name: dict[str, Tensor] = {}
+        self._by_digest: dict[str, Tensor] = {}
 
     def tensor(self, array: Array, name: str) -> Tensor:
-        """A tensor with the values of `array`; `name` is for the weight, if it becomes one."""
-        if array.dtype.name not in DTYPES:
-            raise ModelError(f"constant {name!r} has the type {array.dtype.name}")
-        kept = [n for n in range(array.ndim) if array.shape[n] != 1]
-        slim = array.reshape([array.shape[n] for n in kept])
-        axes = [self.names.axis(h, array.shape[n])[0] for n, h in zip(kept, _hints(len(kept)))]
+        """A tensor with the values of `array`; one name stands for the same array throughout."""
+        if name not in self._by_name:
+            if array.dtype.name not in DTYPES:
+                raise ModelError(f"constant {name!r} has the type {array.dtype.name}")
+            self._by_name[name] = self._tensor(array, name)
+        return self._by_name[name]
+
+    def _tensor(self, array: Array, name: str) -> Tensor:
+        sizes = [s for s in array.shape if s != 1]
+        slim = array.reshape(sizes)
+        axes = [self.names.axis(h, s)[0] for s, h in zip(sizes, _hints(len(sizes)))]
         node = closed_form(slim, [a for a, _ in axes])
-        if node is None:
-            node = self._weight(slim, name, dict(axes))
-        rest = iter(axes)
-        return Tensor(node, tuple((next(rest),) if s != 1 else () for s in array.shape))
+        found = Tensor(node, tuple((a,) for a in axes)) if node else self._weight(slim, name, axes)
+        rest = iter(found.dims)
+        return Tensor(found.node, tuple(next(rest) if s != 1 else () for s in array.shape))
 
-    def _weight(self, array: Array, name: str, axes: dict[str, int]) -> Node:
-        digest = self._digest(array)
-        known = self._by_digest.get(digest)
-        if known is None:
-            self._by_digest[digest] = known = name
-            self.weights[name] = WeightRef(name, array.dtype.name, array.shape, digest, array)
-            return input_(name, axes, array.dtype.name, "weight")
-        return input_(known, axes, array.dtype.name, "weight")
+    def _weight(self, array: Array, name: str, axes: list[Axis]) -> Tensor:
+        digest = _digest(array)
+        if digest not in self._by_digest:
+            dtype = array.dtype.name
+            self.weights[name] = WeightRef(name, dtype, array.shape, digest, array)
+            node = input_(name, dict(axes), dtype, "weight")
+            self._by_digest[digest] = Tensor(node, tuple((a,) for a in axes))
+        return self._by_digest[digest]
 
-    def _digest(self, array: Array) -> str:
-        """SHA-256 of type, shape and bytes, computed once for each array object."""
-        found = self._by_array.get(id(array))
-        if found is None:
-            head = f"{array.dtype.name}{array.shape}".encode()
-            data = np.ascontiguousarray(array)
-            digest = hashlib.sha256(head + b":")
-            digest.update(data.view(np.uint8).reshape(-1).data if data.size else b"")
-            found = self._by_array[id(array)] = (array, digest.hexdigest())
-        return found[1]
+
+def _digest(array: Array) -> str:
+    """SHA-256 of type, shape and bytes."""
+    data = np.ascontiguousarray(array)
+    digest = hashlib.sha256(f"{array.dtype.name}{array.shape}:".encode())
+    digest.update(data.view(np.uint8).reshape(-1).data)
+    return digest.hexdigest()
 
 
 def _hints(rank: int) -> list[str]:
@@ -174,28 +177,46 @@ def _between(mask: Array, extents: dict[str, int]) -> Node | None:
     axes = [iota(a, e) for a, e in extents.items()]
     column, row = axes[-1], axes[0] if mask.ndim == 2 else None
     j = np.arange(size)[None, :]
-    lows = [(None, np.zeros(n_rows)), *_edges(lo, some & (lo > 0), i, row)]
-    highs = [(None, np.full(n_rows, size)), *_edges(hi, some & (hi < size), i, row)]
-    for low, low_at in lows:
-        for high, high_at in highs:
-            if not np.array_equal((j >= low_at[:, None]) & (j < high_at[:, None]), rows):
-                continue
-            tests = [column >= low] if low is not None else []
-            tests += [column < high] if high is not None else []
-            return tests[0] if len(tests) == 1 else tests[0] & tests[1]
+    lows = [None, *_edges(lo, some & (lo > 0), row is not None)]
+    highs = [None, *_edges(hi, some & (hi < size), row is not None)]
+    for low, high in product(lows, highs):
+        inside = (j >= _at(low, 0, i)) & (j < _at(high, size, i))
+        if not np.array_equal(inside, rows):
+            continue
+        tests = []
+        if low is not None:
+            tests.append(column >= _bound(low, row))
+        if high is not None and high.slope:
+            tests.append(column <= _bound(Line(1, high.offset - 1), row))
+        elif high is not None:
+            tests.append(column < high.offset)
+        return tests[0] if len(tests) == 1 else tests[0] & tests[1]
     return None
 
 
-def _edges(
-    edge: Array, inner: Array, i: Array, row: Node | None
-) -> list[tuple[Node | int | None, Array]]:
-    """Candidates for one border: a constant, or the row plus a constant, where it is inside."""
+@dataclass(frozen=True)
+class Line:
+    """slope * row + offset; the slope is 0 or 1."""
+
+    slope: int
+    offset: int
+
+
+def _at(line: Line | None, default: int, i: Array) -> Array:
+    line = line or Line(0, default)
+    return (line.slope * i + line.offset)[:, None]
+
+
+def _bound(line: Line, row: Node | None) -> Node | int:
+    if not line.slope or row is None:
+        return line.offset
+    return simplify(row + line.offset)
+
+
+def _edges(edge: Array, inner: Array, rows: bool) -> list[Line]:
+    """Candidates for one border, by the first row in which it is inside."""
     if not inner.any():
         return []
-    at, first = int(edge[inner][0]), int(i[inner][0])
-    out: list[tuple[Node | int | None, Array]] = [(at, np.full(len(i), at))]
-    if row is not None:
-        shift = at - first
-        moved = row + shift if shift > 0 else row - -shift if shift < 0 else row
-        out.append((moved, i + shift))
-    return out
+    first = int(inner.argmax())
+    at = int(edge[first])
+    return [Line(0, at), *([Line(1, at - first)] if rows else [])]

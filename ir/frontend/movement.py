@@ -12,6 +12,7 @@ from autosched.ir.frontend.call import Call, Result, Row, Unsupported
 from autosched.ir.frontend.elementwise import to_dtype
 from autosched.ir.frontend.literal import Array
 from autosched.ir.frontend.tensor import (
+    Dim,
     Names,
     Tensor,
     broadcast,
@@ -156,12 +157,18 @@ def _split(call: Call) -> tuple[Result, ...]:
         step = -(-x.shape[at] // count)
         sizes = [min(step, x.shape[at] - n * step) for n in range(count)]
     starts = [sum(sizes[:n]) for n in range(len(sizes))]
-    if min(sizes) <= 0:
-        raise Unsupported("into empty parts")
-    return tuple(narrow(call.names, x, at, b, s) for b, s in zip(starts, sizes))
+    return tuple(_part(call.names, x, at, b, s, 1) for b, s in zip(starts, sizes))
 
 
-def _slice(call: Call) -> Result:
+def _part(names: Names, x: Tensor, at: int, start: int, size: int, step: int) -> Tensor:
+    """Like `narrow`; nothing is read where nothing is left."""
+    if size > 0:
+        return narrow(names, x, at, start, size, step)
+    none: Dim = ((names.fresh("none"), 0),)
+    return Tensor(const(0, x.dtype), (*x.dims[:at], none, *x.dims[at + 1 :]))
+
+
+def _slice(call: Call) -> Tensor:
     x = call.x()
     starts, ends = call.ints(1, "starts"), call.ints(2, "ends")
     assert starts is not None and ends is not None
@@ -170,9 +177,7 @@ def _slice(call: Call) -> Result:
     for start, end, axis, step in zip(starts, ends, axes, steps):
         at = x.position(axis)
         picked = range(x.shape[at])[slice(*_bounds(start, end, step, x.shape[at]), step)]
-        if not len(picked):
-            return np.empty([0 if n == at else s for n, s in enumerate(x.shape)], _np(x.dtype))
-        x = narrow(call.names, x, at, picked[0], len(picked), step)
+        x = _part(call.names, x, at, picked[0] if picked else 0, len(picked), step)
     return x
 
 
@@ -183,10 +188,6 @@ def _bounds(start: int, end: int, step: int, size: int) -> tuple[int, int | None
     if step > 0:
         return max(start, 0), max(end, 0)
     return min(max(start, 0), size - 1), None if end < 0 else end
-
-
-def _np(dtype: str) -> np.dtype[np.generic]:
-    return np.dtype(dtype)
 
 
 # ---- Pad, Trilu, OneHot and other functions of coordinates --------------------------------------
@@ -305,22 +306,24 @@ def _space_to_depth(call: Call) -> Tensor:
     x, size = call.x(), call.attr("blocksize")
     b, c, h, w = x.shape
     x = reshape(call.names, x, (b, c, h // size, size, w // size, size))
-    x = transpose(x, (0, 3, 5, 1, 2, 4))
+    x = transpose(
+        x, (0, 3, 5, 1, 2, 4) if call.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    )
     return reshape(call.names, x, (b, c * size**2, h // size, w // size))
 
 
 _VIEWS = (13, 21, 23, 24, 25)  # versions that only added types
 ROWS: tuple[Row, ...] = (
-    Row("Shape", (15, 19, 21, 23, 24, 25), _shape),
+    Row("Shape", (13, 15, 19, 21, 23, 24, 25), _shape),
     Row("Size", (13, 19, 21, 23, 24, 25), _size),
-    Row("Reshape", (14, 19, 21, 23, 24, 25), _reshape),
+    Row("Reshape", (13, 14, 19, 21, 23, 24, 25), _reshape),
     Row("Flatten", _VIEWS, _flatten),
     Row("Transpose", _VIEWS, _transpose),
     Row("Squeeze", _VIEWS, _squeeze),
     Row("Unsqueeze", _VIEWS, _unsqueeze),
     Row("Expand", (13,), _expand),
     Row("Tile", (13,), _tile),
-    Row("Identity", (16, 19, 21, 23, 24, 25), _identity),
+    Row("Identity", (13, 14, 16, 19, 21, 23, 24, 25), _identity),
     Row("Dropout", (13, 22), _dropout),
     Row("Concat", (13,), _concat),
     Row("Split", (13, 18), _split),

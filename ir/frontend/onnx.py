@@ -18,6 +18,8 @@ import onnx.helper
 import onnx.inliner
 import onnx.numpy_helper
 import onnx.shape_inference
+from google.protobuf.message import DecodeError
+
 from autosched.ir.frontend.build import OpNode, Source, TensorType, build_graph
 from autosched.ir.frontend.call import DTYPES_BY_NUMBER, Value
 from autosched.ir.frontend.external import ExternalData
@@ -25,7 +27,6 @@ from autosched.ir.frontend.literal import Array
 from autosched.ir.frontend.shapes import InputSpec, bind_shapes
 from autosched.ir.frontend.table import OPSETS
 from autosched.ir.graph import ModelError, ModelGraph
-from google.protobuf.message import DecodeError
 
 NUMBERS = {name: number for number, name in DTYPES_BY_NUMBER.items()}
 MAX_MESSAGE = 2**31 - 1  # bytes of one protobuf message
@@ -40,7 +41,14 @@ def load_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = 
     Raises: ModelError for a file that can't be used, with the cause and the way out.
     """
     path = Path(path)
-    proto = _read(path)
+    return import_model(_read(path), path, shapes or {})
+
+
+def import_model(
+    proto: onnx.ModelProto, path: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> ModelGraph:
+    """`load_model` for a model in memory, which is used up; `path` is where it belongs: external
+    data lie beside it, and messages name it."""
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
     opsets = _opsets(path, proto)
@@ -55,7 +63,7 @@ def load_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = 
     for tensor in graph.initializer:
         tensor.ClearField("raw_data")  # `constants` holds them now
     specs = tuple(_spec(path, info) for info in graph.input if info.name not in constants)
-    bound = bind_shapes(specs, shapes or {})
+    bound = bind_shapes(specs, shapes)
     symbols = {
         dim: size
         for spec in specs
@@ -298,8 +306,9 @@ class _OnnxPackage:
         from onnx.reference import ReferenceEvaluator
 
         given = {n: a for n, a in zip(node.inputs, operands) if n and a is not None}
-        model = self._model([node], [onnx.ValueInfoProto(name=n) for n in given],
-                            [onnx.ValueInfoProto(name=n) for n in node.outputs if n], {})  # fmt: skip
+        inputs = [onnx.ValueInfoProto(name=n) for n in given]
+        outputs = [onnx.ValueInfoProto(name=n) for n in node.outputs if n]
+        model = self._model([node], inputs, outputs, {})
         try:
             with np.errstate(all="ignore"):
                 results = ReferenceEvaluator(model).run(None, given)

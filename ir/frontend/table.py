@@ -12,7 +12,7 @@ from autosched.ir.frontend import (
 )
 from autosched.ir.frontend.call import Row
 
-OPSETS = range(17, 29)  # versions of the default operator set that the rows were written for
+OPSETS = range(13, 29)  # versions of the default operator set that the rows were written for
 
 TABLE: dict[str, Row] = {
     row.op: row
