@@ -337,7 +337,7 @@ class _Emitter:
         return tir.ramp(tir.const(0, dtype), lanes)
 
     def in_registers(self, node: Node, scope: _Scope, point: Point) -> Expr:
-        """A reduce over axes that live in registers: unrolled ones by combining, lanes by halves."""
+        """A reduce over axes in registers: unrolled ones by combining, lanes by halves."""
         monoid, axes = node.attr
         spec = MONOIDS[monoid]
         if len(node.src) != 1:
@@ -481,9 +481,7 @@ class _Emitter:
         _, lanes = self.lane_of(node, scope)
         base, stride = self.address(self.indices[node], scope, point)
         buffer = self.buffers[handle]
-        if stride is None:
-            value = tir.load(buffer, base)
-        elif stride == 0 or lanes == 1:
+        if stride is None or stride == 0 or lanes == 1:
             value = tir.load(buffer, base)
         elif stride == 1:
             value = tir.load(buffer, base, lanes)
@@ -525,9 +523,7 @@ class _Emitter:
                 return self.terms(terms, scope, point), None
         return self.terms(fixed, scope, point), stride
 
-    def terms(
-        self, terms: list[tuple[int, tuple[Node, ...]]], scope: _Scope, point: Point
-    ) -> Expr:
+    def terms(self, terms: list[tuple[int, tuple[Node, ...]]], scope: _Scope, point: Point) -> Expr:
         """The sum of terms; constants last, so that neighbours share their variable part."""
         number, total = 0, None
         for factor, atoms in terms:
@@ -582,7 +578,7 @@ def as_fold(node: Node) -> Node:
     (axis,) = axes
     extents = {a: e for s in node.src for a, e in s.free}
     names = [f"{monoid}{k}" for k in range(spec.arity)]
-    kept = {a: e for a, e in node.free}
+    kept = dict(node.free)
     states = [carry(n, s.dtype, kept) for n, s in zip(names, node.src)]
     steps = spec.combine(map_, tuple(states), node.src)
     table = {

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from autosched.ir.node import Extent
 from autosched.ir.ops import knob
 
-Json: TypeAlias = "str | int | float | bool | None | tuple[Json, ...]"
+Json: TypeAlias = "str | int | float | bool | tuple[Json, ...] | None"
 
 
 @dataclass(frozen=True)

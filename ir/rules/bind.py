@@ -2,8 +2,8 @@
 
     before:  forall m: forall n: forall n.l:  store ...
     after:   forall n: grid: forall m: serial: forall n.l: lane:  store ...
-    args:    loops, a list of "axis:bind", outermost first; nest, the nest whose loops these are (all
-             of them), or none: then these loops are taken out of every nest and shared by all.
+    args:    loops, a list of "axis:bind", outermost first; nest, the nest whose loops these are
+             (all of them), or none: then these loops are taken out of every nest and shared by all.
     Illegal: NOT_THE_LOOPS (nest: not a permutation of its loops), NO_BIND, CROSSES (a nest reads
              scratch of another at a different coordinate of a shared axis), LATE (a nest without
              a shared axis reads what is only made inside it), LANE_NOT_LAST.
@@ -138,8 +138,6 @@ def _shrink(nests: list[Nest], axes: list[str]) -> list[Nest]:
         for n in nests
         if n.handle.attr[3] == "scratch"
     }
-    made = {n.handle: n for n in nests}
-
     def smaller(handle: Node) -> Node:
         name, extents, dtype, home = handle.attr
         kept = [e for k, e in enumerate(extents) if k not in drop[handle]]

@@ -8,7 +8,7 @@
 
 A value that is not kept is computed again at every place that reads it: free where the consumer
 runs over the same axes (an epilogue, a prologue), a factor of the consumer's other axes where not.
-`propose` keeps what the algebra says is dear to repeat, and offers the alternatives.
+`propose` keeps what the algebra says is dear to repeat.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ def is_dear(node: Node) -> bool:
     if node.op in ("reduce", "get", "fold", "scan"):
         return True
     return any(
-        n.op == "map" and SCALARS[split_name(n.attr[0])[0]].cost == "special"
-        for n in _local(node)
+        n.op == "map" and SCALARS[split_name(n.attr[0])[0]].cost == "special" for n in _local(node)
     )
 
 
@@ -105,15 +104,40 @@ def _int(extent: object) -> int:
 
 
 def propose(program: Program, target: object = None) -> tuple[Action, ...]:
-    """Keep what is dear and read more often than once; then, keep every reduce besides."""
+    """Keep what is dear and read more often than once."""
     if program.level != "algebra":
         return ()
     cands = candidates(program)
     factor = recomputation(program)
-    dear = [k for k, n in enumerate(cands) if _must(n) or (factor.get(n, 1) > 1 and is_dear(n))]
-    every = sorted({*dear, *(k for k, n in enumerate(cands) if n.op == "reduce")})
-    options = [tuple(dear)] + ([tuple(every)] if every != dear else [])
-    return tuple(act("inline", keep=option) for option in options)
+    number = {n: k for k, n in enumerate(cands)}
+    users = _users(program)
+    dear = sorted(
+        {
+            number[_last_map(n, users, number)]
+            for n in cands
+            if _must(n) or (factor.get(n, 1) > 1 and is_dear(n))
+        }
+    )
+    return (act("inline", keep=tuple(dear)),)
+
+
+def _users(program: Program) -> dict[Node, list[Node]]:
+    users: dict[Node, list[Node]] = {}
+    for node in walk(*program.body):
+        for s in set(node.src):
+            users.setdefault(s, []).append(node)
+    return users
+
+
+def _last_map(node: Node, users: dict[Node, list[Node]], number: dict[Node, int]) -> Node:
+    """The last of the maps that alone read a kept value: masked scores, not bare ones."""
+    while True:
+        readers = users.get(node, [])
+        if len(readers) != 1 or readers[0].op != "map" or readers[0] not in number:
+            return node
+        if readers[0].axes != node.axes:
+            return node
+        (node,) = readers
 
 
 def _must(node: Node) -> bool:

@@ -28,9 +28,7 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     if not found:
         return Illegal("NOT_READ", f"no nest is named {name}")
     outer, nest = found[0]
-    loads = [
-        n for n in walk(nest.value) if n.op == "load" and str(n.src[0].attr[0]) == operand
-    ]
+    loads = [n for n in walk(nest.value) if n.op == "load" and str(n.src[0].attr[0]) == operand]
     if not loads:
         return Illegal("NOT_READ", f"{name} does not read {operand}")
     if any(n.op == "load" for x in loads for s in x.src[1:] for n in walk(s)):
@@ -66,9 +64,7 @@ def _layout(load_: Node, order: list[str]) -> list[str]:
     return sorted(load_.names, key=lambda a: order.index(a) if a in order else len(order))
 
 
-def _pack(
-    program: Program, nest: Nest, loads: list[Node], order: list[str]
-) -> Program | Illegal:
+def _pack(program: Program, nest: Nest, loads: list[Node], order: list[str]) -> Program | Illegal:
     source = loads[0].src[0]
     if source.op != "input" or source.attr[3] != "weight":
         return Illegal("NOT_CONSTANT", f"{source.attr[0]} is no weight")
@@ -117,9 +113,7 @@ def _copy(
         loops = [Loop(a, as_node(0), as_node(node.extent(a)), "serial") for a in dims]
         copies.append(build(loops, [store(made, node, at)]))
         table[node] = load(made, at)
-    body = tuple(
-        _insert(_replace_store(k, nest.store, table), loop, copies) for k in program.body
-    )
+    body = tuple(_insert(_replace_store(k, nest.store, table), loop, copies) for k in program.body)
     return program.with_body(*body)
 
 

@@ -75,7 +75,7 @@ def apply(program: Program, action: Action) -> Program | Illegal:
         if not nest.loop(axis) or only not in (None, nest.name):
             return [nest.build()]
         nest = _split_scratch(nest, axis, shared, outer, inner, size)
-        table = {i: at for i in find_iotas([nest.store], axis)}
+        table = dict.fromkeys(find_iotas([nest.store], axis), at)
         new = tuple(y for x in nest.loops for y in (loops if x.axis == axis else (x,)))
         return [Nest(new, replace_nodes(nest.store, table)).build()]
 

@@ -1,0 +1,15 @@
+"""All sketches of a task on a target: the structures of the schedule space."""
+
+from __future__ import annotations
+
+from autosched.ir.node import Program
+from autosched.ir.schedule import Sketch
+from autosched.ir.sketch_cpu import cpu_sketches
+from autosched.ir.target import Target
+
+GENERATORS = {"cpu": cpu_sketches}
+
+
+def sketches(program: Program, target: Target) -> tuple[Sketch, ...]:
+    """The sketches of an algebra program; none where no rule fits (a bug worth a report)."""
+    return GENERATORS[target.kind](program, target)
