@@ -228,7 +228,7 @@ def _fuse_nodes(roots: Sequence[Node], a: str, b: str) -> Iterator[Node]:
 
 # Letters by role: a lone contraction reads as C[m, n] = sum(k, A[m, k] * B[k, n]), a chain of
 # them as attention does, anything else by the order of its axes in memory.
-_GEMM = {"batch": "b", "left": "m", "right": "n", "sum": "k", "rest": "ijpqrstuvw"}
+_ALONE = {"batch": "b", "left": "m", "right": "n", "sum": "k", "rest": "ijpqrstuvw"}
 _CHAIN = {"batch": "bhg", "left": "i", "right": "j", "sum": "d", "rest": "efpqrstuvw"}
 _PLAIN = {"rest": "ijkpqrstuvw"}
 
@@ -247,7 +247,7 @@ def _roles(roots: Sequence[Node]) -> tuple[Mapping[str, str], dict[tuple[str, ob
         if axis[0] in node.attr[1]:
             roles[axis] = "sum"
     spaces = {frozenset((*f[0].axes, *f[1].axes)) for _, f in found}
-    return (_GEMM if len(spaces) == 1 else _CHAIN), roles
+    return (_ALONE if len(spaces) == 1 else _CHAIN), roles
 
 
 def _visit(roots: Sequence[Node], outputs: Sequence[Output]) -> Iterator[tuple[str, object]]:
