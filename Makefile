@@ -44,7 +44,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --extra-index-url $(TORCH_INDEX) --retries 1 torch
+	$(PIP) --extra-index-url $(TORCH_INDEX) --retries 1 --no-deps torch
 	$(PIP) -e .[dev]
 	touch $@ $(VENV)/installed
 
