@@ -1,0 +1,197 @@
+"""Jobs of the measuring worker: one candidate checked against the reference, then timed.
+
+TVM is never imported here: a kernel is called as the package will call it, through ctypes with
+the small runtime library. Correct first: outputs lie poisoned between guards, every element must
+be written, nothing beside them, and the values must agree with float64. Timings are of warm
+caches: the same buffers again and again.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autosched.codegen.check import NAN_POISON, REL_L2_BOUND, compare, poison, unwritten
+from autosched.codegen.jobs import JobFailure
+from autosched.codegen.measure import time_callable, time_interleaved
+from autosched.codegen.runtime.arrays import ALIGNMENT, STORAGE, address, empty, from_bfloat16
+from autosched.codegen.runtime.native import Library
+from autosched.codegen.runtime.pack import pack
+from autosched.codegen.runtime.spec import KernelArg, arg_from_json
+from autosched.codegen.task_files import TaskData, read_data
+from autosched.ir.record import Status
+
+GUARD_BYTES = 4096  # before and after each output: strays are a few vectors or a row away
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A kernel with its buffers: `run()` computes `outputs` anew."""
+
+    run: Callable[[], int]  # keeps alive all that it points to
+    outputs: Mapping[str, np.ndarray]  # by name, in storage types
+    guards: tuple[np.ndarray, ...]  # each output with what lies before and after it
+
+
+def measure(
+    folder: str, library: str, symbol: str, args: Sequence[Mapping[str, Any]], threads: int,
+    target_time_s: float = 0.05, stop_above_us: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Checks and times one candidate of the task in `folder`.
+
+    Returns {"timing": Timing as JSON, "rel_l2": the worst of the outputs}.
+    Raises: JobFailure with WRONG_RESULT, NAN_RESULT or RUN_FAILED and the reason.
+    """
+    data = _data(folder)
+    bound = bind(data, Path(library), symbol, tuple(map(arg_from_json, args)), threads)
+    worst = verify(bound, data)
+    timing = time_callable(
+        bound.run, min_runs=7, target_time_s=target_time_s, warmup_s=0.01,
+        stop_above_us=stop_above_us,
+    )  # fmt: skip
+    return {"timing": timing.to_json(), "rel_l2": worst}
+
+
+def measure_together(
+    folder: str, candidates: Sequence[Mapping[str, Any]], threads: int,
+    target_time_s: float = 0.1, rounds: int = 6,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Times finalists that were checked before, interleaved; a Timing as JSON for each.
+
+    candidates: {"library", "symbol", "args"} of each.
+    """
+    runs = [_bind_row(folder, candidate, threads).run for candidate in candidates]
+    timings = time_interleaved(runs, rounds=rounds, target_time_s=target_time_s, warmup_s=0.01)
+    return [t.to_json() for t in timings]
+
+
+def side(folder: str, candidate: str, threads: int) -> Callable[[], int]:
+    """A candidate as one side of a paired measurement; candidate: its JSON text."""
+    return _bind_row(folder, json.loads(candidate), threads).run
+
+
+def _bind_row(folder: str, row: Mapping[str, Any], threads: int) -> Bound:
+    args = tuple(map(arg_from_json, row["args"]))
+    return bind(_data(folder), Path(row["library"]), row["symbol"], args, threads)
+
+
+def bind(
+    data: TaskData, library: Path, symbol: str, args: Sequence[KernelArg], threads: int
+) -> Bound:
+    """Loads a candidate and gives it the inputs, packed where it asks for that."""
+    loaded = Library(library, _no_carried_runtime)
+    if loaded.runtime is not None:
+        _pool(loaded, threads)
+    buffers: list[np.ndarray] = []
+    outputs: dict[str, np.ndarray] = {}
+    guards: list[np.ndarray] = []
+    for arg in args:
+        if arg.role == "output":
+            array, around = _guarded(arg)
+            outputs[arg.name] = array
+            guards.append(around)
+        else:
+            array = _operand(arg, data)
+        buffers.append(array)
+    function = loaded.function(symbol)
+    run = functools.partial(function, *(_Cell(a) for a in buffers))
+    return Bound(run, outputs, tuple(guards))
+
+
+class _Cell(c_void_p):
+    """The address of an array, which lives as long as the cell."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        super().__init__(address(array))
+        self.array = array
+
+
+def verify(bound: Bound, data: TaskData) -> float:
+    """Runs a candidate on poisoned outputs; the worst relative error (L2) of its outputs.
+
+    Raises: JobFailure where anything is wrong.
+    """
+    for guard in bound.guards:
+        poison(guard)
+    outputs = list(bound.outputs.values())
+    status = []
+    missed = unwritten(lambda: status.append(bound.run()), outputs)
+    if any(status):
+        raise JobFailure(Status.RUN_FAILED, f"the kernel returned {max(status, key=abs)}")
+    if any(missed):
+        raise JobFailure(Status.WRONG_RESULT, f"{sum(missed)} elements were never written")
+    worst = 0.0
+    for (name, out), guard in zip(bound.outputs.items(), bound.guards):
+        inside = slice(GUARD_BYTES, guard.size - GUARD_BYTES)
+        touched = (guard != NAN_POISON).sum() - (guard[inside] != NAN_POISON).sum()
+        if touched:
+            raise JobFailure(Status.WRONG_RESULT, f"{touched} bytes beside {name} were written")
+        found = _compared(out, data.outputs[name])
+        if not found.ok:
+            raise JobFailure(found.status, f"{name}: {found.reason}")
+        worst = max(worst, found.rel_l2)
+    return worst
+
+
+def _compared(out: np.ndarray, ref: np.ndarray) -> Any:
+    """A Comparison; storage of bfloat16 and bool is seen as what it stores."""
+    if out.dtype == np.bool_:
+        return compare(out.view(np.uint8), ref.astype(np.uint8))
+    if out.dtype == np.uint16 and ref.dtype.kind == "f":
+        return compare(from_bfloat16(out), ref, "bfloat16")
+    return compare(out, ref, out.dtype.name if out.dtype.name in REL_L2_BOUND else None)
+
+
+def _guarded(arg: KernelArg) -> tuple[np.ndarray, np.ndarray]:
+    """An output between guards, and all bytes from the first guard's to the last's."""
+    size = STORAGE[arg.dtype].itemsize * int(np.prod(arg.shape, dtype=np.int64))
+    raw = empty("uint8", (GUARD_BYTES + size + GUARD_BYTES,))
+    inner = raw[GUARD_BYTES : GUARD_BYTES + size]
+    return inner.view(STORAGE[arg.dtype]).reshape(arg.shape), raw
+
+
+def _operand(arg: KernelArg, data: TaskData) -> np.ndarray:
+    if arg.pack is not None:
+        return pack(data.inputs[arg.pack.source], arg.pack, arg.dtype)
+    return data.inputs[arg.name]
+
+
+@functools.lru_cache(maxsize=1)
+def _data(folder: str) -> TaskData:
+    """The task's arrays, inputs in memory of their own: one task at a time."""
+    mapped = read_data(Path(folder))
+    return TaskData({n: _aligned(a) for n, a in mapped.inputs.items()}, mapped.outputs)
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    raw = empty("uint8", (array.nbytes + ALIGNMENT,))
+    out = raw[: array.nbytes].view(array.dtype).reshape(array.shape)
+    np.copyto(out, array)
+    return out
+
+
+_pools: set[int] = set()
+
+
+def _pool(library: Library, threads: int) -> None:
+    """Makes this process's pool, once; another size than the first is refused."""
+    assert library.runtime is not None
+    if not _pools:
+        _pools.add(library.runtime.make_pool(threads))
+    if threads not in _pools:
+        raise JobFailure(
+            Status.RUN_FAILED, f"the pool has {sorted(_pools)} threads, and {threads} are asked for"
+        )
+
+
+def _no_carried_runtime() -> Path:
+    raise JobFailure(
+        Status.RUN_FAILED, "libtvm_runtime.so is missing: install apache-tvm again"
+    )
