@@ -5,6 +5,7 @@ bfloat16 is kept as the uint16 of its bits, as NumPy has no such type.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import sys
 from math import prod
@@ -15,6 +16,7 @@ import numpy as np
 from .errors import InputError
 from .spec import Value
 
+_BYTE = np.dtype("uint8")
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 STORAGE: dict[str, np.dtype[Any]] = {
     name: np.dtype("uint16" if name == "bfloat16" else name)
@@ -37,14 +39,15 @@ def aligned_up(size: int) -> int:
 
 def empty(dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """A dense array of storage type whose first byte is aligned to ALIGNMENT."""
-    size = nbytes(dtype, shape)
-    raw = np.empty(size + ALIGNMENT, np.uint8)
-    start = -address(raw) % ALIGNMENT
-    return raw[start : start + size].view(STORAGE[dtype]).reshape(shape)
+    storage = STORAGE[dtype]
+    raw = np.empty(prod(shape) * storage.itemsize + ALIGNMENT, _BYTE)
+    return np.ndarray(shape, storage, raw, -address(raw) % ALIGNMENT)
 
 
 def address(array: np.ndarray) -> int:
     """Where the first byte of an array lies."""
+    if array.nbytes and array.flags.carray:  # five times as fast as the general way
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
     place: int = array.__array_interface__["data"][0]
     return place
 
@@ -113,6 +116,11 @@ def dense(operand: Any, want: Value) -> np.ndarray:
         alignment. A dense operand is passed on, any other is copied.
     Raises InputError with what was expected.
     """
+    if (
+        type(operand) is np.ndarray and operand.dtype == STORAGE[want.dtype]
+        and operand.shape == want.shape and operand.flags.c_contiguous and operand.flags.aligned
+    ):  # what nearly all calls pass
+        return operand
     array, name = _as_numpy(operand, want)
     bits = want.dtype == "bfloat16" and name == "uint16"
     if (name != want.dtype and not bits) or array.shape != want.shape:

@@ -18,6 +18,7 @@ from .spec import Value
 
 _making = threading.Lock()
 os.register_at_fork(after_in_child=lambda: globals().update(_making=threading.Lock()))
+_abandoned: list[Any] = []  # a parent's sessions: destroying one waits for its lost threads
 _BFLOAT16 = 16  # ONNX's number: the one dtype that onnxruntime can't take by NumPy's name
 
 
@@ -36,6 +37,7 @@ class Island:
         if self._session is None or self._process != os.getpid():
             with _making:
                 if self._session is None or self._process != os.getpid():
+                    _abandoned.append(self._session)
                     self._session, self._process = self._start(), os.getpid()
         return self._session
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,7 +14,7 @@ from . import threads as workers
 from .arrays import address, dense, empty, is_torch, public
 from .errors import InputError, KernelFailedError
 from .manifest import Manifest
-from .native import RUNTIME_FILE, Library
+from .native import RUNTIME_FILE, Library, Runtime
 from .pack import pack
 from .spec import KernelArg, Value, arg_from_json, operands
 
@@ -32,7 +31,10 @@ class Packed:
 
 
 class Kernel:
-    """A compiled kernel; its library is checked and loaded at the first use."""
+    """A compiled kernel; its library is checked and loaded at the first use.
+
+    Threads that come first at the same time load it twice, which is harmless.
+    """
 
     def __init__(self, manifest: Manifest, data: Mapping[str, Any]) -> None:
         self.data = data
@@ -44,24 +46,22 @@ class Kernel:
         )
         self.extents = tuple(ctypes.c_int32(n) for n in data["extents"])
         self._manifest = manifest
-        self._loading = threading.RLock()
 
     @cached_property
-    def _library(self) -> Library:
+    def library(self) -> Library:
+        """The best library of this kernel that the CPU can run."""
         manifest = self._manifest
         path = manifest.checked(manifest.library(self.data))
         return Library(path, lambda: manifest.checked(RUNTIME_PATH))
-
-    @property
-    def library(self) -> Library:
-        """The best library of this kernel that the CPU can run."""
-        with self._loading:
-            return self._library
 
     @cached_property
     def function(self) -> Any:
         """The C function: pointers in the order of `args`, then the extents."""
         return self.library.function(self.data["symbol"])
+
+    @cached_property
+    def _entry(self) -> tuple[Any, Runtime | None]:
+        return self.function, self.library.runtime
 
     def pack(self, array: Any, operand: str | None = None) -> Packed:
         """A constant operand laid out for this kernel, to be passed in its place.
@@ -83,40 +83,44 @@ class Kernel:
         }  # fmt: skip
         return Packed(self.key, want, buffers)
 
-    def _buffers(self, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """A dense array for each argument but the outputs and workspaces, by argument name."""
+    @cached_property
+    def _sources(self) -> tuple[tuple[KernelArg, Value | None], ...]:
+        """Each argument with the operand it is made from; None where the call allocates it."""
         raw = {v.name: v for v in self.operands}
-        buffers: dict[str, np.ndarray] = {}
-        for arg in self.args:
-            if arg.role in ("output", "workspace"):
-                continue
-            name = arg.name if arg.pack is None else arg.pack.source
-            value = given[name]
-            if isinstance(value, Packed):
-                if value.kernel != self.key or arg.name not in value.buffers:
-                    raise InputError(
-                        f"{name} was packed for another kernel or operand: pack it by "
-                        f"{self.data['public_name']}.pack"
-                    )
-                buffers[arg.name] = value.buffers[arg.name]
-            elif arg.pack is None:
-                buffers[arg.name] = dense(value, raw[name])
-            else:
-                buffers[arg.name] = pack(dense(value, raw[name]), arg.pack, arg.dtype)
-        return buffers
+        return tuple((a, raw.get(a.name if a.pack is None else a.pack.source)) for a in self.args)
+
+    def _buffer(self, arg: KernelArg, operand: Value, value: Any) -> np.ndarray:
+        """The array behind an argument, from what a caller passed for its operand."""
+        if isinstance(value, Packed):
+            if value.kernel != self.key or arg.name not in value.buffers:
+                raise InputError(
+                    f"{operand.name} was packed for another kernel or operand: pack it by "
+                    f"{self.data['public_name']}.pack"
+                )
+            return value.buffers[arg.name]
+        raw = dense(value, operand)
+        return raw if arg.pack is None else pack(raw, arg.pack, arg.dtype)
 
     def run(self, given: Mapping[str, Any], threads: int) -> tuple[Any, ...]:
         """The outputs, in order, as new arrays.
 
         Args: given: an array, tensor or Packed for each operand, by name.
         """
-        buffers = self._buffers(given)
-        for arg in self.args:
-            if arg.role in ("output", "workspace"):
-                buffers[arg.name] = empty(arg.dtype, arg.shape)
-        cells = [ctypes.c_void_p(address(buffers[arg.name])) for arg in self.args]
-        call = partial(self.function, *cells, *self.extents)
-        if workers.call(self.library.runtime, threads, call):
+        buffers = [
+            empty(arg.dtype, arg.shape) if operand is None
+            else self._buffer(arg, operand, given[operand.name])
+            for arg, operand in self._sources
+        ]  # fmt: skip
+        function, runtime = self._entry
+        call = partial(function, *map(_pointer, buffers), *self.extents)
+        if workers.call(runtime, threads, call):
             raise KernelFailedError(f"kernel {self.data['public_name']} failed")
         torch = any(is_torch(value) for value in given.values())
-        return tuple(public(buffers[v.name], v.dtype, torch) for v in self.outputs)
+        return tuple(
+            public(buffer, arg.dtype, torch)
+            for arg, buffer in zip(self.args, buffers) if arg.role == "output"
+        )  # fmt: skip
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(address(array))

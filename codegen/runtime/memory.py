@@ -6,15 +6,10 @@ that is free for as long as it lives: within a few percent of the peak on transf
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from .arrays import ALIGNMENT, address, aligned_up
-
-_HUGE = 2 << 20  # bytes of a huge page: buffers of that size ask for them
+from .arrays import aligned_up
 
 
 @dataclass(frozen=True)
@@ -61,23 +56,3 @@ def plan(lives: Sequence[Lifetime]) -> tuple[dict[str, int], int]:
         placed.sort(key=lambda entry: entry[0])
         total = max(total, start + size)
     return offsets, total
-
-
-class Arena:
-    """Uninitialised memory, aligned to a cache line, in huge pages where it is big."""
-
-    def __init__(self, size: int) -> None:
-        if size < _HUGE:
-            self._owner = np.empty(size + ALIGNMENT, np.uint8)
-            self.address = -(-address(self._owner) // ALIGNMENT) * ALIGNMENT
-            return
-        memory = mmap.mmap(-1, size + _HUGE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        self._owner = np.frombuffer(memory, np.uint8)
-        self.address = -(-address(self._owner) // _HUGE) * _HUGE
-
-    def view(self, offset: int, size: int) -> np.ndarray:
-        """`size` bytes from `offset` on."""
-        start = self.address - address(self._owner) + offset
-        return self._owner[start : start + size]

@@ -24,7 +24,7 @@ from .errors import InputError, KernelFailedError, PackageError
 from .island import BoundIsland, Island
 from .kernel import Kernel
 from .manifest import Manifest, check_all, read
-from .memory import Arena, lifetimes, plan
+from .memory import lifetimes, plan
 from .spec import Plan, Step, Value, plan_from_json
 from .weights import FILE, Weights
 
@@ -79,9 +79,10 @@ class _Frame:
 
     def __init__(self, model: Model) -> None:
         layout = model.layout
-        self.arena = Arena(layout.size)
+        self._arena = empty("uint8", (layout.size,))
+        start = address(self._arena)
         self.cells: Cells = {
-            name: ctypes.c_void_p(self.arena.address + at) for name, at in layout.offsets.items()
+            name: ctypes.c_void_p(start + at) for name, at in layout.offsets.items()
         }
         for value in (*model.inputs, *layout.made):
             self.cells[value.name] = ctypes.c_void_p()
@@ -235,7 +236,7 @@ class Model:
             array = made.pop(root, None)
             if array is None:  # an input, a weight, or the second output of the same bytes
                 array = self._source(root, results, arrays).copy()
-            shaped = array.reshape(value.shape)
+            shaped = array if array.shape == value.shape else array.reshape(value.shape)
             results[value.name] = public(shaped, value.dtype, torch=False)
         return results
 
