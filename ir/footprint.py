@@ -1,4 +1,4 @@
-"""Static facts of nodes that the interpreter steers by: what they depend on and how large they get."""
+"""Static facts of nodes that the interpreter steers by: what decides a value, how large it gets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypeVar
 from autosched.ir.gather import Dim
 from autosched.ir.node import Extent, Node, walk
 from autosched.ir.scalar import FLOATS
+from autosched.ir.scope import bound_axes
 
 R = TypeVar("R")
 AxisSet = frozenset[tuple[str, Extent]]
@@ -58,21 +59,9 @@ def rebound(fold: Node) -> frozenset[str]:
     own = set(fold.attr[1])
     out: set[str] = set()
     for node in walk(*fold.src[2 * fold.attr[2] + len(own) :]):
-        if own & node.carries and node.op in _REBINDS:
-            out.update(_REBINDS[node.op](node))
+        if own & node.carries:
+            out.update(bound_axes(node))
     return frozenset(out)
-
-
-_REBINDS: dict[str, Callable[[Node], tuple[str, ...]]] = {
-    "reduce": lambda n: n.attr[1],
-    "dot": lambda n: n.attr[0],
-    "reaxis": lambda n: n.attr[0],
-    "scan": lambda n: (n.attr[1],),
-    "take": lambda n: (n.attr[0],),
-    "slice": lambda n: (n.attr[0],),
-    "fold": lambda n: (n.attr[0],),
-    "trisolve": lambda n: n.attr,
-}
 
 
 def summands(node: Node, wide: bool) -> tuple[list[Node], dict[str, Extent]]:

@@ -17,7 +17,7 @@ import numpy
 
 from autosched.ir.arrays import NUMPY, Named
 from autosched.ir.evaluator import LIFT_ELEMENTS, Bound, Env, Evaluator, InterpError, describe
-from autosched.ir.footprint import depends_on, footprint, mutable, steered_by
+from autosched.ir.footprint import depends_on, footprint, steered_by
 from autosched.ir.node import Extent, Node, Output, Program, walk
 
 __all__ = ["InterpError", "evaluate", "value_of"]
@@ -195,11 +195,12 @@ class _Tile:
             self.machine.memory[b] = (self.machine.memory[b][0], after[b])
 
     def _fits(self, node: Node, env: Env, span: Bound) -> bool:
-        """All iterations at once: nothing is read that is stored here, and memory suffices."""
+        """All iterations at once: nothing that is stored here is read here, and memory suffices."""
         whole = {**env, node.attr[0]: span}
         sizes = {n: dict(zip(b.named.dims, b.named.data.shape)) for n, b in whole.items()}
         stores = [n for n in walk(node) if n.op == "store"]
-        return not any(mutable(s) or footprint(s, sizes) > LIFT_ELEMENTS for s in stores)
+        small = all(footprint(s, sizes) <= LIFT_ELEMENTS for s in stores)
+        return small and not _communicates(node)
 
     def _store(self, node: Node, env: Env) -> None:
         dims, masked = node.attr

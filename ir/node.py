@@ -253,7 +253,7 @@ class Program:
     @property
     def key(self) -> str:
         """Content key: the same for programs that differ in names alone."""
-        from autosched.ir.text import content_key
+        from autosched.ir.key import content_key
 
         return content_key(self)
 

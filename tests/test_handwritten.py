@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autosched.ir.extent import subst
-from autosched.ir.interp import evaluate
-from autosched.ir.node import Program
 from programs import attention, gemm
 from scipy.special import erf
 from tile_programs import attention_tile, delta_algebra, delta_tile, gemm_tile
+
+from autosched.ir.extent import subst
+from autosched.ir.interp import evaluate
+from autosched.ir.node import Program
 
 
 def random_inputs(program: Program, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:

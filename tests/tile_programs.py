@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from programs import algebra, gelu, inputs_of
+
 from autosched.ir.extent import as_node, ext_cdiv
 from autosched.ir.node import Extent, Node, Output, Pack, Program
 from autosched.ir.ops import (
@@ -38,7 +40,6 @@ from autosched.ir.ops import (
     trisolve,
     where,
 )
-from programs import algebra, gelu, inputs_of
 
 F32 = "float32"
 
