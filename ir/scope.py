@@ -1,4 +1,4 @@
-"""What the attributes of a node name: axes it binds and in which operands, axes it mentions, states.
+"""What a node's attributes name: the axes it binds and in which operands, result axes, states.
 
 One row an op. Content keys, verification and the interpreter read this table, so that "which
 names are bound where" is said once.
