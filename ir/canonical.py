@@ -44,6 +44,7 @@ class Canonical:
 
 def canonical(program: Program) -> Canonical:
     """The canonical form of an algebra program whose inputs have distinct names."""
+    program = _aligned(program)
     roots = push(sink(_own_axes(program.body)))
     roots, outputs = _coalesced(roots, program.outputs)
     roots = _redeclare(roots)
@@ -51,6 +52,29 @@ def canonical(program: Program) -> Canonical:
     roots, outputs = _fuse(roots, outputs)
     roots, outputs = _named(roots, outputs)
     return _ordered(roots, outputs)
+
+
+def _aligned(program: Program) -> Program:
+    """Outputs that compute the same from other inputs over the same axes: Q, K and V."""
+    if len(program.outputs) < 2:
+        return program
+    alone = [
+        canonical(replace(program, outputs=(o,), body=(b,)))
+        for o, b in zip(program.outputs, program.body)
+    ]
+    first = alone[0].program
+    if any(c.program != first for c in alone):
+        return program
+    body = []
+    for form in alone:
+        table = {
+            node: input_(name, dict(node.attr[1]), *node.attr[2:])
+            for node, name in zip(first.inputs, form.order)
+        }
+        body.append(replace_nodes(first.body[0], table))
+    outputs = tuple(replace(first.outputs[0], name=o.name) for o in program.outputs)
+    inputs = tuple(n for n in walk_values(*body) if n.op == "input")
+    return Program(program.level, inputs, outputs, tuple(body))
 
 
 def _own_axes(roots: Sequence[Node]) -> tuple[Node, ...]:
