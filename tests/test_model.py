@@ -272,6 +272,34 @@ def test_islands_run_between_kernels(tmp_path: Path) -> None:
     assert wait(pid, 30) == 0
 
 
+def test_islands_of_other_dtypes_and_ranks(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Less", ["x", "limit"], ["y"]),
+        helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("ReduceMax", ["half"], ["z"], keepdims=0),
+        helper.make_node("Cast", ["x"], ["b"], to=TensorProto.BFLOAT16),
+    ]
+    graph = helper.make_graph(
+        nodes, "types",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, (3,)),
+         helper.make_tensor_value_info("limit", TensorProto.INT64, ())],
+        [helper.make_tensor_value_info("y", TensorProto.BOOL, (3,)),
+         helper.make_tensor_value_info("z", TensorProto.FLOAT16, ()),
+         helper.make_tensor_value_info("b", TensorProto.BFLOAT16, (3,))],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    x, limit = Value("x", "int64", (3,)), Value("limit", "int64", ())
+    values = (Value("y", "bool", (3,)), Value("z", "float16", ()), Value("b", "bfloat16", (3,)))
+    plan = Plan((x,), values, values, (Step(None, "types", ("x", "limit", "y", "z", "b")),),
+                {"types": made.SerializeToString()}, (limit,))  # fmt: skip
+    artifact = Artifact((), plan, {"limit": np.array(2)})
+    model = load(write_package(artifact, tmp_path / "out", "types").folder)
+    results = model.run({"x": np.array([1, 2, 3])})
+    assert results["y"].tolist() == [True, False, False]
+    assert results["z"].shape == () and results["z"] == 3 and results["z"].dtype == np.float16
+    assert results["b"].astype(np.float32).tolist() == [1, 2, 3]
+
+
 def test_a_trace_shows_what_every_step_read_and_wrote(model: Model) -> None:
     x = some()
     before = x

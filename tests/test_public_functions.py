@@ -108,6 +108,24 @@ def test_torch_in_torch_out(package: Package) -> None:
         scale_add(torch.empty(X.shape, device="meta"), w)
 
 
+def test_torch_operators_are_kept_whole_by_torch_compile(package: Package) -> None:
+    torch = pytest.importorskip("torch")
+    x, w = torch.from_numpy(X), torch.from_numpy(W)
+    scale_add = function(package, "scale_add_parallel")
+    raw, held = scale_add.torch_op(), scale_add.torch_op(w=w)
+    torch.library.opcheck(raw, (x, w))
+    torch.library.opcheck(held, (x,))
+    twice_ = function(package, "twice").torch_op()
+    torch.library.opcheck(twice_, (torch.arange(4, dtype=torch.int32),))
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def model(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return raw(x, w).relu() + held(x)
+
+    want = x * 2 + w
+    assert torch.allclose(model(x, w), want.relu() + want)
+
+
 def test_bfloat16_by_ml_dtypes(package: Package) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     x = np.arange(4).astype(ml_dtypes.bfloat16)

@@ -18,7 +18,8 @@ def _facts(operand: Any) -> tuple[str, tuple[int, ...]]:
     if isinstance(operand, Packed):
         return operand.operand.dtype, operand.operand.shape
     dtype = str(getattr(operand, "dtype", type(operand).__name__)).removeprefix("torch.")
-    return dtype, tuple(getattr(operand, "shape", ()))
+    # int() makes torch.compile specialise on a symbolic extent: kernels have fixed shapes.
+    return dtype, tuple(int(extent) for extent in getattr(operand, "shape", ()))
 
 
 def _text(dtype: str, shape: tuple[int, ...]) -> str:
@@ -54,7 +55,8 @@ class Function:
             )
         return given
 
-    def _kernel(self, given: Mapping[str, Any]) -> Kernel:
+    def kernel_for(self, given: Mapping[str, Any]) -> Kernel:
+        """The kernel for the dtypes and shapes of operands, given by name."""
         if len(self.kernels) == 1:
             return self.kernels[0]  # which says itself what is wrong with an operand
         kernel = self._by_signature.get(tuple(_facts(given[n]) for n in self.operands))
@@ -69,7 +71,7 @@ class Function:
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         given = self._named(args, named)
-        results = self._kernel(given).run(given, self._threads)
+        results = self.kernel_for(given).run(given, self._threads)
         return results[0] if len(results) == 1 else results
 
     def pack(self, array: Any, operand: str | None = None) -> Packed:

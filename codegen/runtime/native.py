@@ -43,7 +43,7 @@ def _loaded(name: str) -> Path | None:
     except OSError:
         return None
     for line in lines:
-        path = line.partition("/")[2]
+        path = line.partition("/")[2].removesuffix(" (deleted)")
         if path.rpartition("/")[2] == name:
             return Path("/" + path)
     return None

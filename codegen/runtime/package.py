@@ -41,6 +41,11 @@ class PublicFunction:
         """A constant operand laid out once; pass the result in its place."""
         return self._load().pack(array, operand)
 
+    def torch_op(self, **constants: Any) -> Any:
+        """A torch operator, which torch.compile keeps whole; `constants` are packed once."""
+        make: Any = _module("torch_op").torch_op
+        return make(self._load(), self._package.root.name, constants)
+
     @property
     def kernels(self) -> tuple[Any, ...]:
         """The kernels behind this name, one for each signature."""
