@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from autosched.ir.node import Extent, Node, replace_nodes, walk
-from autosched.ir.ops import forall
+from autosched.ir.node import Extent, Node, replace_nodes, rewrite, walk
+from autosched.ir.ops import carry, forall
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,21 @@ def iota_axis(node: Node) -> str | None:
 
 def find_iotas(roots: Sequence[Node], axis: str) -> tuple[Node, ...]:
     return tuple(n for n in walk(*roots) if n.op == "iota" and n.attr[0] == axis)
+
+
+def at_coordinate(root: Node, axis: str, at: Node) -> Node:
+    """`root` with the coordinate of `axis` replaced by `at`, in the axes of fold states too."""
+
+    def fix(node: Node) -> Node:
+        if node.op == "iota" and node.attr[0] == axis:
+            return at
+        if node.op == "carry" and axis in node.names:
+            name, dtype, axes = node.attr
+            kept = {a: e for a, e in axes if a != axis}
+            return carry(name, dtype, {**kept, **dict(at.free)})
+        return node
+
+    return rewrite(root, fix)
 
 
 def trip_count(loop: Loop) -> Extent | None:

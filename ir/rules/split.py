@@ -28,13 +28,13 @@ from autosched.ir.extent import (
 from autosched.ir.loops import (
     Loop,
     Nest,
+    at_coordinate,
     edit_nests,
-    find_iotas,
     iota_axis,
     load_starts,
     nests,
 )
-from autosched.ir.node import Extent, Node, Program, replace_nodes, rewrite, walk
+from autosched.ir.node import Extent, Node, Program, rewrite, walk
 from autosched.ir.ops import buffer, iota, load, minimum, store
 from autosched.ir.rules.action import Action, Illegal
 
@@ -75,9 +75,8 @@ def apply(program: Program, action: Action) -> Program | Illegal:
         if not nest.loop(axis) or only not in (None, nest.name):
             return [nest.build()]
         nest = _split_scratch(nest, axis, shared, outer, inner, size)
-        table = dict.fromkeys(find_iotas([nest.store], axis), at)
         new = tuple(y for x in nest.loops for y in (loops if x.axis == axis else (x,)))
-        return [Nest(new, replace_nodes(nest.store, table)).build()]
+        return [Nest(new, at_coordinate(nest.store, axis, at)).build()]
 
     return program.with_body(*(edit_nests(k, edit) for k in program.body))
 
