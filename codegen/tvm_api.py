@@ -478,7 +478,6 @@ def build(functions: Sequence[Any], where: Any) -> bytes:
     """
     module = codegen(functions, where)
     with tempfile.TemporaryDirectory(prefix="autosched-") as folder:
-        objects, library = Path(folder, "k.o"), Path(folder, "k.so")
-        module.write_to_file(str(objects), "o")
-        link(objects, library)
-        return library.read_bytes()
+        path = Path(folder, "k.o")
+        module.write_to_file(str(path), "o")
+        return link(path.read_bytes())
