@@ -16,7 +16,7 @@ from itertools import product
 from autosched.ir import access as acc
 from autosched.ir.access import Access
 from autosched.ir.extent import as_extent, as_node, ext_cdiv, ext_mul
-from autosched.ir.loops import Nest, nests
+from autosched.ir.loops import Nest, buffers_read, nests
 from autosched.ir.node import Node, Program
 from autosched.ir.ops import knob
 from autosched.ir.rules import bind, inline, split
@@ -55,7 +55,10 @@ def cpu_sketches(program: Program, target: Target) -> tuple[Sketch, ...]:
 
 def _of_choice(staged: Program, choice: Action, target: Target) -> list[Sketch]:
     found = [n for _, n in nests(staged.body[0])]
-    shared = shared_axes(staged, found) if len(found) > 1 else ()
+    linked = any(
+        h.attr[3] == "scratch" for n in found for h in buffers_read(n.value) if h.op == "buffer"
+    )
+    shared = shared_axes(staged, found) if linked else ()
     if shared:
         return _fused(staged, choice, found, shared, target)
     return _separate(staged, choice, found, target)
@@ -67,10 +70,14 @@ def _of_choice(staged: Program, choice: Action, target: Target) -> list[Sketch]:
 def shared_axes(staged: Program, found: Sequence[Nest]) -> tuple[str, ...]:
     """Axes of the last nest that all nests may run in one loop, in its memory order.
 
-    A nest without a reduce may do without the axis: it then stands before the loop.
+    A nest without a reduce may do without the axis: it then stands before the loop. The axis
+    along which the last nest writes its elements side by side is left to the lanes.
     """
     out: list[str] = []
+    written = acc.stored(found[-1])
     for axis in found[-1].axes:
+        if written.stride(axis) == 1 and len(found[-1].axes) > 1:
+            continue
         loops = [f"{a}:grid" for a in (*out, axis)]
         if all(axis in n.axes for n in found if acc.reductions(n)) and not isinstance(
             bind.apply(staged, act("bind", loops=loops)), Illegal

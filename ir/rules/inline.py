@@ -71,32 +71,40 @@ def _size(axes: tuple[tuple[str, object], ...]) -> int:
 
 
 def recomputation(program: Program) -> dict[Node, float]:
-    """How often each candidate's elements are computed if dear candidates above it are kept."""
-    outs = set(program.body)
-    evals: dict[Node, float] = {n: float(_size(n.axes)) for n in program.body}
+    """How often each candidate's elements are computed if dear candidates above it are kept.
+
+    Uses in one nest under the same loops share one computation; so what counts is the distinct
+    contexts of a value: the nest that reads it, and the axes it runs over there.
+    """
+    contexts: dict[Node, dict[tuple[Node, frozenset[str]], float]] = {}
+    for root in program.body:
+        contexts.setdefault(root, {})[(root, frozenset(root.names))] = float(_size(root.axes))
     result: dict[Node, float] = {}
     cands = set(candidates(program))
     for node in reversed(list(walk(*program.body))):
-        if node not in evals:
-            continue
-        count = evals[node]
+        mine = contexts.get(node, {})
         if node in cands:
-            result[node] = count / max(_size(node.axes), 1)
+            result[node] = sum(mine.values()) / max(_size(node.axes), 1)
             if result[node] > 1 and is_dear(node):
-                count = float(_size(node.axes))
-        elif node in outs:
-            count = float(_size(node.axes))
-        inner = count
-        if node.op == "reduce":
-            extents = {a: e for s in node.src for a, e in s.free}
-            inner = count * prod(float(_int(extents[a])) for a in node.attr[1])
-        elif node.op in ("fold", "scan"):
-            axis = node.attr[0] if node.op == "fold" else node.attr[1]
-            extents = {a: e for s in node.src for a, e in s.free}
-            inner = count * float(_int(extents.get(axis, 1)))
+                mine = {(node, frozenset(node.names)): float(_size(node.axes))}
+        bound = _bound_extents(node)
+        inner = {
+            (root, axes | set(bound)): count * prod(bound.values())
+            for (root, axes), count in mine.items()
+        }
         for s in node.src:
-            evals[s] = evals.get(s, 0.0) + inner
+            contexts.setdefault(s, {}).update(inner)
     return result
+
+
+def _bound_extents(node: Node) -> dict[str, int]:
+    """The axes that a node runs over by itself, with their extents."""
+    names = {"reduce": 1, "scan": 1, "fold": 0}.get(node.op)
+    if names is None:
+        return {}
+    bound = node.attr[names] if node.op == "reduce" else (node.attr[names],)
+    extents = {a: e for s in node.src for a, e in s.free}
+    return {a: _int(extents.get(a, 1)) for a in bound}
 
 
 def _int(extent: object) -> int:
