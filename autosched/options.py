@@ -1,19 +1,24 @@
-"""The texts of command-line options in, plain values out; a ValueError says what would do."""
+"""The texts of command-line options in, plain values out; an OptionError says what would do."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
+BUDGET_S = 120.0  # of tuning, where nothing is said
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|)")
+
+
+class OptionError(ValueError):
+    """An option that makes no sense, in words for its user."""
 
 
 def duration_s(text: str) -> float:
     """Seconds: "120s", "2m", "1.5h" or plain "90"."""
     found = _DURATION.fullmatch(text.strip())
     if found is None:
-        raise ValueError(f"{text!r} is no time; write 120s, 2m or 1h")
+        raise OptionError(f"{text!r} is no time; write 120s, 2m or 1h")
     return float(found[1]) * _UNITS[found[2]]
 
 
@@ -24,8 +29,8 @@ def shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
         name, equals, sizes = text.rpartition("=")
         parts = [s.strip() for s in sizes.split(",")] if sizes.strip() else []
         if not equals or not name or not all(s.isdecimal() for s in parts):
-            raise ValueError(f"{text!r} is no shape; write NAME=SIZE,SIZE, say input_ids=1,128")
+            raise OptionError(f"{text!r} is no shape; write NAME=SIZE,SIZE, say input_ids=1,128")
         shape = tuple(map(int, parts))
         if out.setdefault(name, shape) != shape:
-            raise ValueError(f"{name} is given the shapes {out[name]} and {shape}")
+            raise OptionError(f"{name} is given the shapes {out[name]} and {shape}")
     return out

@@ -57,7 +57,7 @@ ENVIRONMENT_FOLDERS = ("tools/", "codegen/runtime/")
 
 # Folders in which a kernel family's name would be a template in disguise, and such names.
 GENERIC = ("ir/", "codegen/", "costmodel/", "search/")
-NOT_GENERIC = ("ir/frontend/",)
+NOT_GENERIC = ("ir/frontend/", "ir/naming.py")  # importers; names of results, for people
 FAMILIES = ("softmax", "attention", "layernorm", "layer_norm", "rmsnorm", "rms_norm", "gelu",
             "swiglu", "rotary", "gemm", "transformer", "flash")  # fmt: skip
 LONG_LINES = 400  # of a file; style.md: rarely over

@@ -1,0 +1,128 @@
+"""What commands found in, tables for people out; and the live lines of a tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from autosched.tools.bench import Benchmark
+    from autosched.tools.example import Written
+    from autosched.tools.run import Ran
+    from autosched.tools.show import Showing
+    from autosched.tools.verify import Verification
+
+PIPE_WIDTH = 120  # of tables that go to a file
+
+
+def console(err: bool) -> Console:
+    """Standard output, or standard error for what is said meanwhile."""
+    made = Console(stderr=err, highlight=False, markup=False)
+    return made if made.is_terminal else Console(
+        stderr=err, highlight=False, markup=False, width=PIPE_WIDTH)  # fmt: skip
+
+
+@contextmanager
+def status(what: str) -> Iterator[Callable[[str], None]]:
+    """A line on standard error that says what goes on; call what it yields with each change."""
+    screen = console(err=True)
+    if not screen.is_terminal:
+        yield lambda text: screen.print(f"{what}: {text}")
+        return
+    with screen.status(what) as live:
+        yield lambda text: live.update(Text(f"{what}: {text}"))
+
+
+def table(title: str, *columns: str, left: int = 1) -> Table:
+    """An empty table whose first `left` columns hold text and the others numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold", pad_edge=False,
+                 box=box.SIMPLE_HEAD)  # fmt: skip
+    for number, column in enumerate(columns):
+        numeric = number >= left
+        made.add_column(column, justify="right" if numeric else "left", no_wrap=numeric,
+                        overflow="fold")  # fmt: skip
+    return made
+
+
+def micros(value: float | None) -> str:
+    """Microseconds with three digits that say something."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def verdict(ok: bool) -> str:
+    return "ok" if ok else "WRONG"
+
+
+def verification(found: Verification, out: Console) -> None:
+    whole = table("whole model", "output", "against", "rel. L2", "max/|max|", "bound", "", left=2)
+    for o in found.outputs:
+        whole.add_row(o.name, o.reference, f"{o.rel_l2:.1e}", f"{o.max_rel:.1e}",
+                      f"{o.bound:.1e}", verdict(o.ok))  # fmt: skip
+    out.print(whole)
+    each = table("kernels against float64", "kernel", "runs", "rel. L2", "bound", "")
+    for k in found.kernels:
+        each.add_row(k.name, str(k.runs), f"{k.rel_l2:.1e}", f"{k.bound:.1e}", verdict(k.ok))
+    out.print(each)
+    for k in found.kernels:
+        if k.reason:
+            out.print(f"{k.name}: {k.reason}")
+    out.print("all right" if found.ok else "WRONG: these kernels must not be used")
+
+
+def ran(found: Ran, out: Console) -> None:
+    for name, (dtype, shape) in found.outputs.items():
+        out.print(f"{name}: {dtype}{list(shape)}")
+    out.print(f"written to {found.path}; the run took {found.run_ms:.1f} ms")
+
+
+def benchmark(found: Benchmark, out: Console) -> None:
+    each = table("tasks", "task", "runs", "ours µs", f"{found.peer} µs", "roofline µs",
+                 "speed-up", "share")  # fmt: skip
+    for t in found.tasks:
+        each.add_row(t.name, str(t.count), micros(t.ours_us), micros(t.peer_us),
+                     micros(t.roofline_us), ratio(t.speedup), share(t.share))  # fmt: skip
+    out.print(each)
+    e = found.end_to_end
+    out.print(f"end to end: {e.ours_ms:.2f} ms, {found.peer} {e.peer_ms:.2f} ms, speed-up "
+              f"{e.speedup:.2f} ({e.speedup_low:.2f} to {e.speedup_high:.2f})")  # fmt: skip
+    for advice in found.advice:
+        out.print(advice)
+
+
+def showing(found: Showing, out: Console) -> None:
+    if found.task is None:
+        out.print(found.coverage)
+        rows = table(f"tasks for {found.target}", "", "task", "runs", "GFLOP", "share", left=2)
+        for r in found.rows:
+            rows.add_row(str(r.number), r.name, str(r.count), f"{r.gflops:.3g}", share(r.share))
+        out.print(rows)
+        return
+    for view in found.views:
+        out.print(Text(f"# {view.title}", style="bold"), soft_wrap=True)
+        if view.title == "tvm" and out.is_terminal:
+            out.print(Syntax(view.text, "python", background_color="default"))
+        else:
+            out.print(view.text, soft_wrap=True)
+
+
+def written(found: Written, out: Console) -> None:
+    out.print(f"{found.model}: {found.description} ({found.nbytes / 2**20:.1f} MiB)")
+    if found.inputs is not None:
+        out.print(f"{found.inputs}: random inputs")

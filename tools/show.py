@@ -1,0 +1,125 @@
+"""A model in, what the compiler sees of it out: its tasks, or one task after each action."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from autosched.codegen.build import Request, lower
+from autosched.codegen.runtime.manifest import read
+from autosched.ir.frontend.onnx import load_model
+from autosched.ir.graph import ModelError
+from autosched.ir.node import Program
+from autosched.ir.partition import Task, partition
+from autosched.ir.rules.action import Illegal
+from autosched.ir.schedule import Schedule, run_actions
+from autosched.ir.sketches import sketches
+from autosched.ir.target import Target, parse_target
+from autosched.ir.text import to_text
+
+LEVELS = ("algebra", "tile", "tvm")
+
+
+@dataclass(frozen=True)
+class View:
+    """A program as text, and what made it: "algebra", an action, or "tvm"."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A task of the list. share: of the model's operations."""
+
+    number: int
+    name: str
+    doc: str
+    count: int
+    gflops: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Showing:
+    """rows: all tasks; views: of the task that was asked for, in order; schedule: its JSON."""
+
+    coverage: str
+    target: str
+    rows: tuple[Row, ...]
+    task: int | None = None
+    schedule: Mapping[str, Any] | None = None
+    views: tuple[View, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "coverage": self.coverage, "target": self.target,
+            "tasks": [asdict(row) for row in self.rows], "task": self.task,
+            "schedule": self.schedule, "views": [asdict(view) for view in self.views],
+        }  # fmt: skip
+
+
+def show(model: Path | str, *, task: int | None = None, level: str = "tile",
+         shapes: Mapping[str, tuple[int, ...]] | None = None, target: str = "auto",
+         kernels: Path | str | None = None) -> Showing:
+    """The list of a model's tasks, or one of them at a level.
+
+    Args: kernels: a package whose schedules and input shapes are taken.
+    Raises: ModelError, TargetError, PackageError.
+    """
+    if level not in LEVELS:
+        raise ModelError(f"--level {level!r}: the levels are {', '.join(LEVELS)}")
+    device = parse_target(target)
+    known = dict(shapes or {})
+    chosen: dict[str, Schedule] = {}
+    if kernels is not None:
+        manifest = read(kernels).data
+        plan = manifest["plan"]
+        known = {v["name"]: tuple(v["shape"]) for v in plan["inputs"]} | known if plan else known
+        chosen = {k["key"]: Schedule.from_json(k["schedule"]) for k in manifest["kernels"]}
+    graph = load_model(model, known)
+    tasks = partition(graph, device).tasks
+    total = sum(t.flops * t.count for t in tasks) or 1
+    rows = tuple(
+        Row(n, t.public_name, t.doc, t.count, t.flops / 1e9, t.flops * t.count / total)
+        for n, t in enumerate(tasks)
+    )
+    if task is None:
+        return Showing(graph.coverage.line(), device.name, rows)
+    if task >= len(tasks):
+        raise ModelError(f"--task {task}: the model has the tasks 0 to {len(tasks) - 1}")
+    one = tasks[task]
+    schedule = chosen.get(one.key) or default_schedule(one.program, device)
+    views = tuple(_views(one, schedule, device, level))
+    return Showing(graph.coverage.line(), device.name, rows, task, schedule.to_json(), views)
+
+
+def default_schedule(program: Program, target: Target) -> Schedule:
+    """The schedule that is tried before anything is known of a task."""
+    for sketch in sketches(program, target):
+        table = sketch.table()
+        if len(next(iter(table.values()))):
+            return sketch.schedule({name: int(column[0]) for name, column in table.items() if name})
+    raise ModelError("no sketch fits this task: please report it with the model")
+
+
+def _views(task: Task, schedule: Schedule, target: Target, level: str) -> Iterator[View]:
+    program: Program | Illegal = task.program
+    yield View("algebra", to_text(task.program))
+    if level == "tile":
+        for action in (a.bind(dict(schedule.knobs)) for a in schedule.actions):
+            assert isinstance(program, Program)
+            program = run_actions(program, (action,))
+            if isinstance(program, Illegal):
+                raise ModelError(
+                    f"{action} does not apply here ({program.why}): the schedule is of another "
+                    "version of autosched; tune again"
+                )
+            yield View(str(action), to_text(program))
+    elif level == "tvm":
+        lowered = lower(Request(task.program, schedule, task.public_name), target)
+        if isinstance(lowered, Illegal):
+            raise ModelError(f"this schedule can't be compiled ({lowered.why}); tune again")
+        yield View("tvm", lowered.source)

@@ -1,0 +1,50 @@
+"""A whole model, tuned or as onnxruntime runs it, as a callable: what verify and bench compare.
+
+Each side of a bench is made in a worker of its own by the functions here, at default settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autosched.codegen.runtime.model import load
+from autosched.ir.graph import ModelError
+from autosched.tools.arrays import read_npz
+
+
+def tuned(kernels: str, inputs: str) -> Callable[[], object]:
+    """One run of the tuned model in the folder `kernels` on the arrays of an .npz file."""
+    model, arrays = load(kernels), read_npz(Path(inputs))
+    return lambda: model.run(arrays)
+
+
+def onnxruntime(model: str, inputs: str) -> Callable[[], object]:
+    """One run of an ONNX file by onnxruntime on the arrays of an .npz file."""
+    session, arrays = onnxruntime_session(Path(model)), read_npz(Path(inputs))
+    return lambda: session.run(None, arrays)
+
+
+def run_onnxruntime(model: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What onnxruntime answers, by output name."""
+    session = onnxruntime_session(model)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(inputs))))
+
+
+def onnxruntime_session(model: Path) -> Any:
+    """A session at onnxruntime's defaults on the CPU.
+
+    Raises: ModelError where onnxruntime can't run the model.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no base class, and every one is of the model
+        raise ModelError(f"onnxruntime can't load {model}: {error}") from error

@@ -1,0 +1,201 @@
+"""A model and its tuned kernels in, how far each is from the truth out.
+
+The whole model is compared with onnxruntime and, where no part of it is left to onnxruntime, with
+float64; every kernel, on the inputs that it meets in the model, with its definition in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autosched.codegen.check import REL_L2_BOUND, compare
+from autosched.codegen.runtime.arrays import from_bfloat16
+from autosched.codegen.runtime.model import Model, StepValues, load
+from autosched.codegen.runtime.spec import KernelArg
+from autosched.ir.frontend.onnx import load_model
+from autosched.ir.graph import ModelGraph
+from autosched.ir.interp import evaluate
+from autosched.ir.node import Output, Program, walk
+from autosched.ir.text import parse
+from autosched.tools.arrays import draw_model_inputs, read_npz
+from autosched.tools.sides import run_onnxruntime
+
+# Rounding errors of a deep model grow with its depth, for everybody: a model that is further off
+# than a kernel may be is judged by what onnxruntime reaches on the same inputs.
+PEER_FACTOR = 4.0
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """An output of the model against a reference. rel_l2: |a - b| / |b| in L2 norms; max_rel:
+    max |a - b| / max |b|; peer_rel_l2: onnxruntime's own distance from a float64 reference."""
+
+    name: str
+    reference: str  # "onnxruntime" or "float64"
+    rel_l2: float
+    max_rel: float
+    bound: float
+    peer_rel_l2: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.rel_l2 <= self.bound
+
+
+@dataclass(frozen=True)
+class KernelCheck:
+    """A kernel against float64: the worst of its `runs` in the model."""
+
+    name: str
+    key: str
+    runs: int
+    rel_l2: float
+    bound: float
+    reason: str | None  # None where every run is right
+
+    @property
+    def ok(self) -> bool:
+        return self.reason is None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """digest: of the package that was verified."""
+
+    outputs: tuple[OutputCheck, ...]
+    kernels: tuple[KernelCheck, ...]
+    digest: str
+
+    @property
+    def ok(self) -> bool:
+        return all(c.ok for c in self.outputs) and all(c.ok for c in self.kernels)
+
+    def to_json(self) -> dict[str, Any]:
+        rows = {
+            "outputs": [asdict(c) | {"ok": c.ok} for c in self.outputs],
+            "kernels": [asdict(c) | {"ok": c.ok} for c in self.kernels],
+        }
+        return {"ok": self.ok, "digest": self.digest, **rows}
+
+
+def verify(model: Path | str, kernels: Path | str, *, inputs: Path | str | None = None,
+           seed: int = 0) -> Verification:
+    """Runs the model both ways and compares.
+
+    Args: kernels: folder of the package; inputs: an .npz file, else random ones by `seed`.
+    Raises: ModelError, PackageError.
+    """
+    tuned = load(kernels)
+    graph = load_model(model, {v.name: v.shape for v in tuned.inputs})
+    arrays = draw_model_inputs(graph, seed) if inputs is None else read_npz(Path(inputs))
+    outputs = tuple(_outputs(tuned, graph, Path(model), arrays))
+    return Verification(outputs, _kernels(tuned, arrays), tuned.digest)
+
+
+# ---- the whole model ---------------------------------------------------------------------------
+
+
+def _outputs(tuned: Model, graph: ModelGraph, model: Path,
+             arrays: Mapping[str, np.ndarray]) -> Iterator[OutputCheck]:
+    ours = {name: _wide(a) for name, a in tuned.run(arrays).items()}
+    peer = {name: _wide(a) for name, a in run_onnxruntime(model, arrays).items()}
+    bounds = {v.name: REL_L2_BOUND.get(v.dtype, 0.0) for v in tuned.outputs}
+    exact = _float64(graph, arrays)
+    for name, mine in ours.items():
+        allowed = bounds[name]
+        if exact is not None:
+            theirs = _distance(peer[name], exact[name])[0]
+            allowed = max(allowed, PEER_FACTOR * theirs)
+            yield OutputCheck(name, "float64", *_distance(mine, exact[name]), allowed, theirs)
+        # Both may err, each to its own side.
+        yield OutputCheck(name, "onnxruntime", *_distance(mine, peer[name]), 2 * allowed)
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    """Any number as float64; integers and flags too, which are exact in it far enough."""
+    return np.asarray(array).astype(np.float64)
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """(relative L2 distance, max |a - b| / max |b|); infinite where the finite parts differ in
+    place or the shapes do."""
+    if a.shape != b.shape:
+        return math.inf, math.inf
+    finite = np.isfinite(a) & np.isfinite(b)
+    same = finite | (a == b) | (np.isnan(a) & np.isnan(b))
+    if not same.all():
+        return math.inf, math.inf
+    off, ref = (a - b)[finite], b[finite]
+    norm, peak = float(np.linalg.norm(ref)), float(np.abs(ref).max(initial=0.0))
+    worst = float(np.abs(off).max(initial=0.0))
+    return float(np.linalg.norm(off)) / (norm or 1.0), worst / (peak or 1.0)
+
+
+def _float64(graph: ModelGraph, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """The outputs as the algebra defines them; None where islands take part."""
+    if graph.islands:
+        return None
+    body = tuple(v.node for v in graph.outputs)
+    read = tuple(n for n in walk(*body) if n.op == "input")
+    outputs = tuple(Output(v.name, v.dims, v.node.dtype, v.extents) for v in graph.outputs)
+    given = {name: _numbers(a) for name, a in arrays.items()}
+    given |= {
+        n.attr[0]: graph.weights[n.attr[0]].load().reshape([e for _, e in n.attr[1]])
+        for n in read if n.attr[3] == "weight"
+    }  # fmt: skip
+    found = evaluate(Program("algebra", read, outputs, body), given)
+    return {v.name: _wide(found[v.name]).reshape(v.shape) for v in graph.outputs}
+
+
+def _numbers(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+# ---- kernel by kernel --------------------------------------------------------------------------
+
+
+def _kernels(tuned: Model, arrays: Mapping[str, np.ndarray]) -> tuple[KernelCheck, ...]:
+    programs = {key: parse(kernel.data["definition"]) for key, kernel in tuned.kernels.items()}
+    found: dict[str, list[tuple[float, float, str | None]]] = {key: [] for key in programs}
+    for step in tuned.trace(arrays):
+        if step.kernel is not None:
+            args = tuned.kernels[step.kernel].args
+            found[step.kernel].append(_step(programs[step.kernel], args, step))
+    return tuple(
+        KernelCheck(
+            tuned.kernels[key].data["public_name"], key, len(runs),
+            max(r[0] for r in runs), max(r[1] for r in runs),
+            next((reason for _, _, reason in runs if reason), None),
+        )
+        for key, runs in found.items() if runs
+    )  # fmt: skip
+
+
+def _step(program: Program, args: tuple[KernelArg, ...],
+          step: StepValues) -> tuple[float, float, str | None]:
+    """(worst relative error, its bound, what is wrong or None) of one run of a kernel."""
+    given: dict[str, np.ndarray] = {}
+    made: dict[str, np.ndarray] = {}
+    dtypes: dict[str, str] = {}
+    for arg, array in zip((a for a in args if a.role != "workspace"), step.arrays):
+        name, dtype, shape = arg.name, arg.dtype, arg.shape
+        if arg.pack is not None:
+            name, dtype, shape = arg.pack.source, arg.pack.source_dtype, arg.pack.source_shape
+        array = from_bfloat16(array) if dtype == "bfloat16" else array
+        (made if arg.role == "output" else given)[name] = array.reshape(shape)
+        dtypes[name] = dtype
+    want = evaluate(program, given)
+    worst, bound, reason = 0.0, 0.0, None
+    for name, out in made.items():
+        plain = (a.astype(np.uint8) if a.dtype == np.bool_ else a for a in (out, want[name]))
+        result = compare(*plain, dtypes[name] if dtypes[name] in REL_L2_BOUND else None)
+        if result.rel_l2 >= worst:
+            worst, bound = result.rel_l2, result.bound
+        reason = reason or (None if result.ok else f"{name}: {result.reason}")
+    return worst, bound, reason
