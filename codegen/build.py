@@ -143,8 +143,8 @@ def pack_spec(pack: Pack) -> PackSpec | Illegal:
     source = read.src[0]
     dims, shape = extents_of(pack.buffer), extents_of(source)
     if prod(dims) > MAX_PACK_GROWTH * max(prod(shape), 1):
-        return Illegal("PACK", f"{pack.buffer.attr[0]} holds each element of "
-                               f"{source.attr[0]} {prod(dims) / prod(shape):.1f} times")  # fmt: skip
+        times = prod(dims) / max(prod(shape), 1)
+        return Illegal("PACK", f"{pack.buffer.attr[0]} holds {source.attr[0]} {times:.1f} times")
     order = {axis: n for n, axis in enumerate(pack.dims)}
     index = []
     for start in read.src[1:]:

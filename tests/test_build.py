@@ -1,4 +1,4 @@
-"""Definition and schedule to machine code: right at odd shapes, refused where they can't be said."""
+"""Definition and schedule to machine code: right at odd shapes, or refused with a reason."""
 
 from __future__ import annotations
 
