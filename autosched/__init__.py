@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autosched.codegen.runtime.model import Model, load
     from autosched.examples import example_inputs, make_example
-    from autosched.tools.tune import TuningResult, tune
+    from autosched.tools.tune import tune
+    from autosched.tools.tuning import TuningResult
 
 __all__ = ["Model", "TuningResult", "example_inputs", "load", "make_example", "tune"]
 
 _HOMES = {
     "Model": "autosched.codegen.runtime.model",
-    "TuningResult": "autosched.tools.tune",
+    "TuningResult": "autosched.tools.tuning",
     "example_inputs": "autosched.examples",
     "load": "autosched.codegen.runtime.model",
     "make_example": "autosched.examples",

@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 
 USER_ERROR, WRONG, STOPPED = 2, 1, 130
 
+
+def _example(arguments: str) -> str:
+    return f"Example: autosched {arguments}"
+
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
     help="Tune attention and GEMM graphs into fast kernels.\n\n"
-    "autosched example encoder -o model.onnx\n\n"
-    "autosched tune model.onnx -o tuned/ --shape input_ids=1,128",
+    "Example: autosched example encoder -o model.onnx\n\n"
+    "Then: autosched tune model.onnx -o tuned/ --shape input_ids=1,128",
 )  # fmt: skip
 
 
@@ -128,7 +133,7 @@ TargetName = Annotated[
 # ---- commands ------------------------------------------------------------------------------------
 
 
-@app.command(epilog="autosched tune model.onnx -o tuned/ --shape input_ids=1,128 --budget 2m")
+@app.command(epilog=_example("tune model.onnx -o tuned/ --shape input_ids=1,128 --budget 2m"))
 @_command
 def tune(
     model: ModelFile,
@@ -155,19 +160,19 @@ def tune(
     if budget is not None and trials is not None:
         raise options.OptionError("--budget and --trials are two ways to say when to stop: "
                                   "give one of them")  # fmt: skip
-    from autosched.screens import TuningScreen
+    from autosched import screens
     from autosched.tools.tune import tune as run_tune
 
-    with TuningScreen() as screen:
+    with screens.TuningScreen() as screen:
         result = run_tune(
             model, out, target=target, trials=trials, shapes=options.shapes(shape or ()),
             budget_s=options.duration_s(budget) if budget else options.BUDGET_S, seed=seed,
             store=store, resume=resume, dry_run=dry_run, progress=screen.update,
         )  # fmt: skip
-    return Reply(result.to_json(), functools.partial(screen.result, result))
+    return Reply(result.to_json(), functools.partial(screens.tuning, result))
 
 
-@app.command(epilog="autosched verify model.onnx --kernels tuned/")
+@app.command(epilog=_example("verify model.onnx --kernels tuned/"))
 @_command
 def verify(
     model: ModelFile,
@@ -185,7 +190,7 @@ def verify(
     return Reply(found.to_json(), functools.partial(screens.verification, found), found.ok)
 
 
-@app.command(epilog="autosched run model.onnx --kernels tuned/ --inputs in.npz --outputs out.npz")
+@app.command(epilog=_example("run model.onnx --kernels tuned/ --inputs in.npz --outputs out.npz"))
 @_command
 def run(
     model: ModelFile,
@@ -202,7 +207,7 @@ def run(
     return Reply(found.to_json(), functools.partial(screens.ran, found))
 
 
-@app.command(epilog="autosched bench model.onnx --kernels tuned/ --against onnxruntime")
+@app.command(epilog=_example("bench model.onnx --kernels tuned/ --against onnxruntime"))
 @_command
 def bench(
     model: ModelFile,
@@ -225,7 +230,7 @@ def bench(
     return Reply(found.to_json(), functools.partial(screens.benchmark, found))
 
 
-@app.command(epilog="autosched show model.onnx --shape input_ids=1,128 --task 3 --level tile")
+@app.command(epilog=_example("show model.onnx --shape input_ids=1,128 --task 3 --level tile"))
 @_command
 def show(
     model: ModelFile,
@@ -250,7 +255,7 @@ def show(
     return Reply(found.to_json(), functools.partial(screens.showing, found))
 
 
-@app.command(epilog="autosched example encoder -o model.onnx --inputs in.npz")
+@app.command(epilog=_example("example encoder -o model.onnx --inputs in.npz"))
 @_command
 def example(
     name: Annotated[str, typer.Argument(metavar="NAME", help="encoder, decoder, tiny_encoder or "

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
+
+from autosched.tools.tuning import Event, RecordEvent, StageEvent, TaskEvent, TuningResult
 
 if TYPE_CHECKING:
     from autosched.tools.bench import Benchmark
@@ -68,6 +72,105 @@ def share(value: float | None) -> str:
 
 def verdict(ok: bool) -> str:
     return "ok" if ok else "WRONG"
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f} s" if value < 120 else f"{value / 60:.1f} min"
+
+
+# ---- tuning --------------------------------------------------------------------------------------
+
+
+class TuningScreen:
+    """The live lines of a tuning on standard error; `update` takes each event.
+
+    A terminal shows a line per task; a file or a pipe gets one whenever a stage or a task ends.
+    """
+
+    def __init__(self) -> None:
+        self._out = console(err=True)
+        self._stage = StageEvent("import")
+        self._tasks: dict[str, TaskEvent] = {}
+        self._live = Live(console=self._out, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> TuningScreen:
+        if self._out.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        self._live.stop()
+
+    def update(self, event: Event) -> None:
+        if isinstance(event, RecordEvent):
+            return  # the task's own event counts it
+        lines = self._stage_line(event) if isinstance(event, StageEvent) else self._task_line(event)
+        if self._out.is_terminal:
+            self._live.update(self._board(), refresh=True)
+        else:
+            for line in lines:
+                self._out.print(line)
+
+    def _stage_line(self, event: StageEvent) -> Iterator[str]:
+        self._stage = event
+        left = "" if event.left_s is None else f" ({seconds(event.left_s)} left)"
+        return iter([f"{event.name}: {event.detail}{left}" if event.detail else event.name + left])
+
+    def _task_line(self, event: TaskEvent) -> Iterator[str]:
+        before = self._tasks.get(event.key)
+        self._tasks[event.key] = event
+        if before is None or event.active or event == before or not event.tried:
+            return iter(())
+        best, peer = micros(event.best_us), micros(event.peer_us)
+        return iter([f"  {event.name}: {best} µs, peer {peer} µs, {event.tried} tried, "
+                     f"{event.failed} failed, {seconds(event.left_s)} left"])
+
+    def _board(self) -> RenderableType:
+        left = "" if self._stage.left_s is None else f", {seconds(self._stage.left_s)} left"
+        head = Text(f"{self._stage.name}{left}: {self._stage.detail}".rstrip(": "))
+        if not self._tasks:
+            return head
+        rows = table("", "", "task", "runs", "best µs", "peer µs", "roofline µs", "tried/failed",
+                     "left", left=2)  # fmt: skip
+        for t in self._tasks.values():
+            rows.add_row(">" if t.active else "", t.name, str(t.count), micros(t.best_us),
+                         micros(t.peer_us), micros(t.roofline_us), f"{t.tried}/{t.failed}",
+                         seconds(t.left_s), style="bold" if t.active else None)  # fmt: skip
+        return Group(head, rows)
+
+
+def tuning(found: TuningResult, out: Console) -> None:
+    out.print(f"{found.device}, target {found.target}, {found.threads} threads; {found.coverage}")
+    dry = found.package is None
+    columns = ("candidates", "predicted µs") if dry else ("tuned µs", "onnxruntime µs")
+    rows = table("plan" if dry else "tasks", "task", "runs", *columns, "roofline µs",
+                 *(() if dry else ("speed-up",)), "share",
+                 *(() if dry else ("tried/failed",)))  # fmt: skip
+    for t in found.tasks:
+        if dry:
+            cells = [str(t.candidates), micros(t.predicted_us), micros(t.roofline_us)]
+        else:
+            cells = [micros(t.tuned_us), micros(t.peer_us), micros(t.roofline_us), ratio(t.speedup)]
+        tried = [] if dry else [f"{t.tries}/{sum(t.failures.values())}"]
+        rows.add_row(t.name, str(t.count), *cells, share(t.share), *tried)
+    out.print(rows)
+    if dry:
+        out.print(f"tuning would take about {seconds(found.estimate_s)}; records in {found.store}")
+        return
+    out.print(f"against onnxruntime: {ratio(found.speedup)} weighted by its time, "
+              f"{ratio(found.plain_speedup)} over tasks above 50 µs (geometric means)")  # fmt: skip
+    spent = ", ".join(f"{name} {seconds(s)}" for name, s in found.seconds.items() if s >= 0.5)
+    out.print(f"{found.trials} attempts, {found.reused} records of earlier runs; ranked by "
+              f"{found.ranked_by}; {spent}")  # fmt: skip
+    if found.interrupted:
+        out.print("stopped early: the best so far was written; --resume goes on")
+    out.print(f"package {found.package}, digest {found.digest}; records in {found.store}")
+
+
+# ---- the other commands --------------------------------------------------------------------------
 
 
 def verification(found: Verification, out: Console) -> None:

@@ -1,0 +1,80 @@
+"""Golden texts: a program after one action of each rule, and the source that is emitted.
+
+A change here is meant to be read: `pytest tests/test_golden.py --update-golden`, then git diff.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from programs import gemm, softmax, swiglu
+
+from autosched.codegen.build import Lowered, Request, lower
+from autosched.ir.node import Program
+from autosched.ir.rules import RULES
+from autosched.ir.rules.action import Action, act
+from autosched.ir.schedule import Schedule, run_actions
+from autosched.ir.target import parse_target
+from autosched.ir.text import parse, to_text
+
+
+@dataclass(frozen=True)
+class Case:
+    """A definition, the actions that come before, and the one whose result is looked at."""
+
+    program: Callable[[], Program]
+    before: tuple[Action, ...]
+    action: Action
+
+
+def product() -> Program:
+    return gemm(7, 32, 24)
+
+
+INLINED = act("inline", keep=[])
+COLUMNS = act("split", nest="y", axis="n", size=16, into=["n.o", "n.i"])
+LANES = act("split", nest="y", axis="n.i", size=8, tail="exact", into=["n.u", "n.l"])
+ROWS = act("split", nest="y", axis="m", size=3, into=["m.o", "m.u"])
+BOUND = act(
+    "bind", nest="y",
+    loops=["n.o:grid", "m.o:grid", "m.u:unroll", "n.u:unroll", "n.l:lane"],
+)  # fmt: skip
+PACKED = act("place", nest="y", operand="w", home="packed")
+CASES: dict[str, Case] = {
+    "inline": Case(lambda: softmax(5, 12), (), act("inline", keep=[])),
+    "split": Case(product, (INLINED,), COLUMNS),
+    "split_overlapping": Case(product, (INLINED, COLUMNS, LANES), ROWS),
+    "bind": Case(product, (INLINED, COLUMNS, LANES, ROWS), BOUND),
+    "place": Case(product, (INLINED, COLUMNS, LANES, ROWS, BOUND), PACKED),
+    "rfactor": Case(product, (INLINED,), act("rfactor", nest="y", axis="k", lanes=8, unroll=2)),
+    "join": Case(lambda: swiglu(4, 8, 12), (INLINED,), act("join", nest="y")),
+}
+
+
+def apply(program: Program, actions: tuple[Action, ...]) -> Program:
+    result = run_actions(program, actions)
+    assert isinstance(result, Program), result
+    return result
+
+
+def test_every_rule_has_a_golden_text():
+    assert set(RULES) == {case.action.rule for case in CASES.values()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_program_after_one_action(name, golden):
+    case = CASES[name]
+    before = apply(case.program(), case.before)
+    after = apply(before, (case.action,))
+    assert parse(to_text(after)) == after
+    golden(name, f"{to_text(before)}\n# {case.action}\n\n{to_text(after)}")
+
+
+def test_emitted_source(golden):
+    actions = (INLINED, COLUMNS, LANES, ROWS, BOUND, PACKED)
+    schedule = Schedule("by hand", actions)
+    lowered = lower(Request(product(), schedule, "product"), parse_target("cpu:x86-64-v3"))
+    assert isinstance(lowered, Lowered), lowered
+    golden("emitted", lowered.source)
