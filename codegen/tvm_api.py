@@ -1,8 +1,7 @@
 """TIR nodes from plain calls, and a shared library from functions made of them.
 
 In: Python numbers and nodes returned by these functions. Out: expression and statement nodes,
-and by `build` the bytes of an ELF shared object whose symbols are plain C functions. This is the
-only file that imports TVM, whose module names move between releases; it does so at first use.
+and by `build` the bytes of an ELF shared object whose symbols are plain C functions.
 
 Conventions
 - All buffers are flat. An index is an int32 or int64 scalar; `load`/`store` move `lanes` elements.
@@ -12,69 +11,43 @@ Conventions
 - Loop and let variables are unique within a function.
 - Nothing is simplified on the way: float semantics are IEEE's, NaN and signed zero included
   (TVM's own simplifier folds x*0 and x != x). LLVM may contract a*b+c into an fma.
-- Register accumulators are buffers of one vector each, accessed whole at index 0, so that LLVM
-  promotes them; larger ones, or ones indexed by a loop variable, stay in memory.
+- Register accumulators are buffers of one vector each, accessed whole at index 0: LLVM promotes
+  them. Larger ones, or ones indexed by a loop variable, stay in memory.
 """
 
 from __future__ import annotations
 
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, reduce
-from pathlib import Path
-from types import SimpleNamespace
+from functools import cache
 from typing import Any
 
-from autosched.codegen.link import link
+from autosched.codegen.tvm_build import LAUNCH_SLOT as LAUNCH_SLOT
+from autosched.codegen.tvm_build import build as build
+from autosched.codegen.tvm_build import codegen as codegen
+from autosched.codegen.tvm_build import target as target
+from autosched.codegen.tvm_import import tvm
 from autosched.ir.scalar import ITEMSIZE
-from autosched.ir.target import X86_LEVELS
 
-Expr = Any
-Stmt = Any
+Expr = Stmt = Any
 Value = Any  # Expr | int | float
-
-LAUNCH_SLOT = "__TVMBackendParallelLaunch"  # exported data symbol; the loader fills it in
-
-
-@cache
-def _tvm() -> SimpleNamespace:
-    """TVM's constructors, imported at first use and without torch (half of the import's cost)."""
-    hidden = "torch" not in sys.modules
-    if hidden:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        import tvm
-        from tvm import ir, tirx
-        from tvm.ir import _ffi_api as base
-        from tvm.ir.prim import _ffi_api as prim
-        from tvm.target.codegen import llvm_lookup_intrinsic_id
-        from tvm.tirx import _ffi_api as tir
-    finally:
-        if hidden:
-            del sys.modules["torch"]
-    return SimpleNamespace(
-        tvm=tvm, ir=ir, tirx=tirx, base=base, prim=prim, tir=tir, intrinsic=llvm_lookup_intrinsic_id
-    )
 
 
 @cache
 def _type(dtype: str) -> Any:
-    return _tvm().ir.PrimType(dtype)
+    return tvm().ir.PrimType(dtype)
 
 
 @cache
 def _op(name: str) -> Any:
-    return _tvm().ir.Op.get("tirx." + name)
+    return tvm().ir.Op.get("tirx." + name)
 
 
 @cache
 def _intrinsic(name: str) -> Any:
-    number = _tvm().intrinsic(name)
-    if not number:
-        raise ValueError(f"LLVM has no intrinsic {name!r}")
-    return _tvm().base.IntImm("uint32", number, None)
+    if number := tvm().intrinsic(name):
+        return tvm().base.IntImm("uint32", number, None)
+    raise ValueError(f"LLVM has no intrinsic {name!r}")
 
 
 # ---------------------------------------------------------------- types and constants
@@ -91,20 +64,18 @@ def dtype_of(x: Expr) -> str:
 
 
 def lanes_of(x: Expr) -> int:
-    """How many lanes a node has."""
-    dtype = dtype_of(x)
-    return int(dtype.partition("x")[2] or 1)
+    return int(dtype_of(x).partition("x")[2] or 1)
 
 
 def var(name: str, dtype: str = "int32") -> Expr:
     """A new variable; names need not be unique, variables are."""
-    return _tvm().ir.Var(name, _type(dtype))
+    return tvm().ir.Var(name, _type(dtype))
 
 
 def const(value: int | float | bool, dtype: str = "int32") -> Expr:
     """A constant; a vector dtype splats it."""
     scalar, _, lanes = dtype.partition("x")
-    base = _tvm().base
+    base = tvm().base
     if scalar.startswith(("float", "bfloat")):
         node = base.FloatImm(scalar, float(value), None)
     else:
@@ -125,13 +96,13 @@ def splat(x: Value, lanes: int) -> Expr:
     node = _node(x)
     if lanes == 1:
         return node
-    return _tvm().prim.Broadcast(node, const(lanes), None)
+    return tvm().prim.Broadcast(node, const(lanes), None)
 
 
 def ramp(base: Value, lanes: int, stride: Value = 1) -> Expr:
     """base, base + stride, ...; as an index with stride 1 it is one vector access."""
     node = _node(base)
-    return _tvm().prim.Ramp(node, _node(stride, node), const(lanes), None)
+    return tvm().prim.Ramp(node, _node(stride, node), const(lanes), None)
 
 
 # ---------------------------------------------------------------- operators
@@ -169,8 +140,8 @@ def binary(name: str, a: Value, b: Value) -> Value:
         return b
     left, right = _node(a, b), _node(b, a)
     if name == "ne":  # TVM's NE is ordered, false on NaN
-        return logical_not(_tvm().prim.EQ(left, right, None))
-    return getattr(_tvm().prim, _BINARY[name])(left, right, None)
+        return logical_not(tvm().prim.EQ(left, right, None))
+    return getattr(tvm().prim, _BINARY[name])(left, right, None)
 
 
 def add(a: Value, b: Value) -> Value:
@@ -186,7 +157,7 @@ def mul(a: Value, b: Value) -> Value:
 
 
 def logical_not(x: Expr) -> Expr:
-    return _tvm().prim.Not(x, None)
+    return tvm().prim.Not(x, None)
 
 
 def unary(name: str, x: Expr) -> Expr:
@@ -200,18 +171,17 @@ def llvm(name: str, dtype: str, *args: Expr) -> Expr:
 
 
 def _call(name: str, result: Any, *args: Expr) -> Expr:
-    return _tvm().base.Call(result, _op(name), list(args), None, [], None)
+    return tvm().base.Call(result, _op(name), list(args), None, [], None)
 
 
 def libm(name: str, x: Expr) -> Expr:
     """A function of the C library on each lane; float32 has the suffix f."""
     scalar = dtype_of(x).partition("x")[0]
     symbol = name + ("f" if scalar == "float32" else "")
-    lanes = [x] if lanes_of(x) == 1 else [shuffle(x, (i,)) for i in range(lanes_of(x))]
-    results = [_tvm().tirx.call_pure_extern(scalar, symbol, lane) for lane in lanes]
-    if len(results) == 1:
-        return results[0]
-    return _tvm().prim.Shuffle(results, [const(i) for i in range(len(results))], None)
+    count = lanes_of(x)
+    lanes = [x] if count == 1 else [shuffle([x], [i]) for i in range(count)]
+    results = [tvm().tirx.call_pure_extern(scalar, symbol, lane) for lane in lanes]
+    return results[0] if count == 1 else shuffle(results, range(count))
 
 
 def fma(a: Expr, b: Expr, c: Expr) -> Expr:
@@ -221,13 +191,13 @@ def fma(a: Expr, b: Expr, c: Expr) -> Expr:
 
 def select(condition: Expr, a: Value, b: Value) -> Expr:
     """a where the condition holds, else b; both are evaluated."""
-    return _tvm().prim.Select(condition, _node(a, b), _node(b, a), None)
+    return tvm().prim.Select(condition, _node(a, b), _node(b, a), None)
 
 
 def cast(x: Expr, dtype: str) -> Expr:
     """To the scalar dtype, lanes kept; float to int truncates; to bool tests for nonzero."""
     target = with_lanes(dtype, lanes_of(x))
-    return x if target == dtype_of(x) else _tvm().prim.Cast(target, x, None)
+    return x if target == dtype_of(x) else tvm().prim.Cast(target, x, None)
 
 
 def bitcast(x: Expr, dtype: str) -> Expr:
@@ -237,7 +207,7 @@ def bitcast(x: Expr, dtype: str) -> Expr:
 
 def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
     """The named lanes of the vectors, numbered on from one to the next; one lane is a scalar."""
-    return _tvm().prim.Shuffle(list(vectors), [const(i) for i in lanes], None)
+    return tvm().prim.Shuffle(list(vectors), [const(i) for i in lanes], None)
 
 
 # ---------------------------------------------------------------- memory
@@ -258,7 +228,7 @@ class Buffer:
 
 
 def _buffer(name: str, dtype: str, elems: int, align: int, pointer: Any) -> Buffer:
-    node = _tvm().tirx.decl_buffer(
+    node = tvm().tirx.decl_buffer(
         (const(elems, "int64"),), dtype, name, scope="global", data_alignment=align, layout=None
     )
     return Buffer(name, dtype, elems, node, pointer)
@@ -266,7 +236,7 @@ def _buffer(name: str, dtype: str, elems: int, align: int, pointer: Any) -> Buff
 
 def parameter(name: str, dtype: str, elems: int = 1 << 40) -> Buffer:
     """An array passed as a raw pointer, aligned to its element."""
-    pointer = _tvm().ir.Var(name, _tvm().ir.PointerType(_type(dtype), "global"))
+    pointer = tvm().ir.Var(name, tvm().ir.PointerType(_type(dtype), "global"))
     return _buffer(name, dtype, elems, ITEMSIZE[dtype], pointer)
 
 
@@ -281,7 +251,7 @@ def local(name: str, dtype: str, elems: int) -> Buffer:
 def alloc(buffer: Buffer) -> Stmt:
     """Makes a `local` visible to the statements after it in the same block."""
     # Without the annotation, TVM moves 1 KiB and more to a heap workspace.
-    return _tvm().tir.AllocBuffer(buffer.node, {"disable_lower_builtin": const(1, "bool")}, None)
+    return tvm().tir.AllocBuffer(buffer.node, {"disable_lower_builtin": const(1, "bool")}, None)
 
 
 def _index(index: Value, lanes: int) -> Expr:
@@ -292,7 +262,7 @@ def load(buffer: Buffer, index: Value, lanes: int = 1, mask: Expr | None = None)
     """`lanes` elements from `index` on; an index vector gathers. Masked-off lanes read as 0."""
     where = _index(index, lanes)
     if mask is None:
-        return _tvm().tir.BufferLoad(buffer.node, [where], None)
+        return tvm().tir.BufferLoad(buffer.node, [where], None)
     result = _type(with_lanes(buffer.dtype, lanes_of(mask)))
     return _call("masked_load", result, buffer.node, where, mask)
 
@@ -303,7 +273,7 @@ def store(buffer: Buffer, index: Value, value: Value, mask: Expr | None = None) 
     where = _index(index, lanes_of(value)) if isinstance(index, int) or lanes_of(index) == 1 \
         else index  # fmt: skip
     if mask is None:
-        return _tvm().tir.BufferStore(buffer.node, value, [where], None)
+        return tvm().tir.BufferStore(buffer.node, value, [where], None)
     return evaluate(_call("masked_store", _type("void"), buffer.node, value, where, mask))
 
 
@@ -314,7 +284,7 @@ def tail_mask(valid: Value, lanes: int) -> Expr:
 
 def prefetch(buffer: Buffer, index: Value, locality: int = 3) -> Stmt:
     """Asks for the cache line of an element; locality 3 keeps it in all levels."""
-    address = _tvm().tirx.address_of(load(buffer, index))
+    address = tvm().tirx.address_of(load(buffer, index))
     return evaluate(
         _call("call_llvm_intrin", _type("void"), _intrinsic("llvm.prefetch"), address,
               const(0), const(locality), const(1))
@@ -325,12 +295,12 @@ def prefetch(buffer: Buffer, index: Value, locality: int = 3) -> Stmt:
 
 
 def evaluate(x: Expr) -> Stmt:
-    return _tvm().tir.Evaluate(x, None)
+    return tvm().tir.Evaluate(x, None)
 
 
 def bind(variable: Expr, value: Value) -> Stmt:
     """variable = value, visible to the statements after it in the same block."""
-    return _tvm().tir.Bind(variable, _node(value, variable), None)
+    return tvm().tir.Bind(variable, _node(value, variable), None)
 
 
 def seq(*parts: Stmt | Iterable[Stmt]) -> Stmt:
@@ -340,7 +310,7 @@ def seq(*parts: Stmt | Iterable[Stmt]) -> Stmt:
         flat.extend(part) if isinstance(part, (list, tuple)) else flat.append(part)
     if not flat:
         return evaluate(const(0))
-    return flat[0] if len(flat) == 1 else _tvm().tir.SeqStmt(flat, None)
+    return flat[0] if len(flat) == 1 else tvm().tir.SeqStmt(flat, None)
 
 
 _KINDS = {"serial": 0, "parallel": 1, "unroll": 3}
@@ -349,7 +319,7 @@ _KINDS = {"serial": 0, "parallel": 1, "unroll": 3}
 def loop(variable: Expr, extent: Value, body: Stmt, kind: str = "serial", start: Value = 0) -> Stmt:
     """for variable in [start, start + extent). A parallel loop hands each thread one contiguous
     run of iterations, and may not stand in another."""
-    return _tvm().tir.For(
+    return tvm().tir.For(
         variable, _node(start, variable), _node(extent, variable), _KINDS[kind], body,
         None, {}, None, None,
     )  # fmt: skip
@@ -357,7 +327,7 @@ def loop(variable: Expr, extent: Value, body: Stmt, kind: str = "serial", start:
 
 def when(condition: Expr, then: Stmt, otherwise: Stmt | None = None) -> Stmt:
     """A branch on a scalar."""
-    return _tvm().tir.IfThenElse(condition, then, otherwise, None)
+    return tvm().tir.IfThenElse(condition, then, otherwise, None)
 
 
 _ATOMS = frozenset(("IntImm", "FloatImm", "Var"))
@@ -418,7 +388,7 @@ def function(name: str, params: Sequence[Any], body: Stmt, noalias: bool = True)
     params: `Buffer`s made by `parameter` (passed as pointers) and int variables, in C order.
     noalias: no output overlaps another parameter.
     """
-    t = _tvm()
+    t = tvm()
     buffers = [p for p in params if isinstance(p, Buffer)]
     body = seq([t.tir.DeclBuffer(b.node, b.pointer, None) for b in buffers], body,
                t.tir.Return(const(0), None))  # fmt: skip
@@ -428,56 +398,3 @@ def function(name: str, params: Sequence[Any], body: Stmt, noalias: bool = True)
     nodes = [p.pointer if isinstance(p, Buffer) else p for p in params]
     made = t.tirx.PrimFunc(nodes, body, ret_type=_type("int32"))
     return made.with_attrs({"global_symbol": name, "tirx.noalias": noalias})
-
-
-@cache
-def target(arch: str, features: tuple[str, ...]) -> Any:
-    """An LLVM target from an architecture and LLVM's feature names; never from a model's name.
-
-    The highest x86-64 level that the features cover gives LLVM its tuning; the rest is listed.
-    """
-    have = frozenset(features)
-    covered = [name for name, needed in X86_LEVELS.items() if have.issuperset(needed)]
-    options: dict[str, Any] = {"kind": "llvm", "mtriple": f"{arch}-unknown-linux-gnu"}
-    listed = have
-    if arch == "x86_64" and covered:
-        level = covered[-1]
-        options["mcpu"] = "x86-64" if level == "x86-64-v1" else level
-        listed = have.difference(X86_LEVELS[level])
-    if listed:
-        options["mattr"] = [f"+{name}" for name in sorted(listed)]
-    return _tvm().tvm.target.Target(options)
-
-
-def _lower(functions: Sequence[Any], where: Any) -> Any:
-    """The few passes that flat, explicitly vectorised functions need.
-
-    No MakePackedAPI: functions stay plain C. No FlattenBuffer: buffers are flat. No StmtSimplify:
-    it changes float semantics, and LLVM folds index arithmetic as well.
-    """
-    t = _tvm()
-    passes = t.tirx.transform
-    named = {t.ir.GlobalVar(f.attrs["global_symbol"]): f for f in functions}
-    steps = (
-        passes.BindTarget(where.with_host(where)), passes.BF16ComputeLegalize(),
-        passes.BF16StorageLegalize(), passes.LowerTVMBuiltin(), passes.LowerIntrin(),
-    )  # fmt: skip
-    return reduce(lambda module, step: step(module), steps, t.tvm.IRModule(named))
-
-
-def codegen(functions: Sequence[Any], where: Any) -> Any:
-    """TVM's LLVM module of functions for a `target`; `.inspect_source("ll" | "asm")` shows it."""
-    return _tvm().tvm.get_global_func("target.build.llvm")(_lower(functions, where), where)
-
-
-def build(functions: Sequence[Any], where: Any) -> bytes:
-    """The bytes of a shared object with one C function a PrimFunc.
-
-    Its parallel loops call through the exported pointer `LAUNCH_SLOT`, which whoever loads the
-    library sets to TVMBackendParallelLaunch of the TVM runtime before the first call.
-    """
-    module = codegen(functions, where)
-    with tempfile.TemporaryDirectory(prefix="autosched-") as folder:
-        path = Path(folder, "k.o")
-        module.write_to_file(str(path), "o")
-        return link(path.read_bytes())

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asm_loops import counts, innermost_loops
+from scipy import special
 
 from autosched.codegen import tvm_api as t
 from autosched.codegen import vecmath
@@ -116,6 +117,20 @@ def test_casts(tmp_path: Path) -> None:
             run(library[f"of_{k}"], y, back, 64 // L)
             np.testing.assert_array_equal(y.astype(np.float64), x.astype(dtype).astype(np.float64))
             np.testing.assert_array_equal(back, x.astype(dtype).astype(np.float32))
+
+
+def test_library_functions(tmp_path: Path) -> None:
+    x = np.linspace(-2, 2, 64)
+    made = [
+        vector_map("wide", lambda b, v: t.libm("erf", v), "float64"),
+        vector_map("single", lambda b, v: t.libm("atan", v)),
+    ]
+    with loaded(tmp_path, made) as library:
+        out, small = np.zeros(64), np.zeros(64, np.float32)
+        run(library.wide, x, out, 64 // L)
+        run(library.single, x.astype(np.float32), small, 64 // L)
+    np.testing.assert_allclose(out, special.erf(x), rtol=1e-15)
+    np.testing.assert_allclose(small, np.arctan(x), rtol=3e-7)
 
 
 def test_masks_touch_nothing_else(tmp_path: Path) -> None:
