@@ -13,19 +13,29 @@ which LLVM promotes. A `reduce` over a lane or unrolled axis folds those registe
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
 
 from autosched.codegen import tvm_api as tir
+from autosched.codegen.tvm_index import (
+    Terms,
+    Unsupported,
+    elements,
+    flat_terms,
+    split_lane,
+    sum_terms,
+    terms_of,
+)
 from autosched.codegen.tvm_scalar import Scalars
-from autosched.ir.extent import as_extent, as_node, simplify
-from autosched.ir.linear import poly
+from autosched.codegen.tvm_scope import Scope
+from autosched.ir.extent import as_extent
 from autosched.ir.loops import as_loop
-from autosched.ir.monoid import MONOIDS, dtype_limit
+from autosched.ir.monoid import MONOIDS
 from autosched.ir.node import Node, Program, walk
-from autosched.ir.ops import carry, const, fold, get, map_, reduce_
+from autosched.ir.ops import get
+from autosched.ir.recurrence import as_fold
 from autosched.ir.rules.action import Illegal
 
 Expr = Any
@@ -33,10 +43,6 @@ Point = Mapping[str, int]
 MAX_INDEX = 2**31 - 1
 # A stack holds the scratch of a task; threads of the runtime have 8 MiB.
 MAX_SCRATCH_BYTES = 2 << 20
-
-
-class Unsupported(ValueError):
-    """A tile program that this backend cannot say; the schedule is recorded as illegal."""
 
 
 @dataclass(frozen=True)
@@ -55,49 +61,9 @@ def emit(program: Program, name: str, features: Sequence[str] = ()) -> Emitted |
         return Illegal("BACKEND", str(error))
 
 
-def elements(handle: Node) -> int:
-    return prod(extents_of(handle))
-
-
-def extents_of(handle: Node) -> tuple[int, ...]:
-    """The extents of an input or buffer; the emitter takes numbers only."""
-    dims = handle.attr[1]
-    found = [as_extent(e) for e in ([e for _, e in dims] if handle.op == "input" else dims)]
-    if any(isinstance(e, Node) for e in found):
-        raise Unsupported(f"{handle.attr[0]} has a symbolic extent")
-    return tuple(int(e) for e in found)  # type: ignore[arg-type]
-
-
 def stored_dtype(dtype: str) -> str:
     """The type of a buffer's elements: a bool takes a byte."""
     return "uint8" if dtype == "bool" else dtype
-
-
-@dataclass
-class _Scope:
-    """Where code goes, what the axes are bound to here, and the values already there."""
-
-    block: Any
-    axes: dict[str, Expr]
-    unrolled: dict[str, int] = field(default_factory=dict)
-    lane: str | None = None
-    lanes: int = 1
-    memo: dict[Any, Expr] = field(default_factory=dict)
-    states: dict[str, dict[Any, Any]] = field(default_factory=dict)
-    done: set[Node] = field(default_factory=set)  # loops whose results are in the memo
-
-    def inner(self, **changes: Any) -> _Scope:
-        values = {
-            "block": tir.Block(),
-            "axes": dict(self.axes),
-            "unrolled": dict(self.unrolled),
-            "lane": self.lane,
-            "lanes": self.lanes,
-            "memo": dict(self.memo),
-            "states": dict(self.states),
-            "done": set(self.done),
-        }
-        return _Scope(**{**values, **changes})
 
 
 class _Emitter:
@@ -106,8 +72,7 @@ class _Emitter:
         self.scalef = scalef
         self.buffers: dict[Node, Any] = {}
         self.binds: dict[str, str] = {}
-        self.strides: dict[Node, list[int]] = {}
-        self.indices: dict[Node, list[tuple[int, tuple[Node, ...]]]] = {}
+        self.indices: dict[Node, Terms] = {}
 
     # ---- the function ---------------------------------------------------------------------
 
@@ -120,7 +85,7 @@ class _Emitter:
         for k in self.program.body:
             self.binds = dict(k.attr[1]) if len(k.attr) > 1 else {}
             for stmt in k.src:
-                self.statement(stmt, _Scope(block, {}))
+                self.statement(stmt, Scope(block, {}))
         buffers = [self.buffers[h] for h in params]
         return Emitted(tir.function(name, buffers, block.stmt()), tuple(params))
 
@@ -135,7 +100,7 @@ class _Emitter:
 
     # ---- statements -----------------------------------------------------------------------
 
-    def statement(self, stmt: Node, scope: _Scope, top: bool = True) -> None:
+    def statement(self, stmt: Node, scope: Scope, top: bool = True) -> None:
         if stmt.op == "store":
             self.store(stmt, scope)
         elif stmt.attr[1] in ("grid", "persistent"):
@@ -147,7 +112,7 @@ class _Emitter:
         else:
             self.jam(stmt, scope)
 
-    def grid(self, stmt: Node, scope: _Scope) -> None:
+    def grid(self, stmt: Node, scope: Scope) -> None:
         """A chain of grid loops as one parallel loop over all their iterations."""
         loops, body = [], (stmt,)
         while len(body) == 1 and body[0].op == "forall" and body[0].attr[1] == "grid":
@@ -175,7 +140,7 @@ class _Emitter:
         kind = "parallel" if total > 1 else "serial"
         scope.block.add(tir.loop(index, total, inner.block.stmt(), kind))
 
-    def scratch(self, body: Sequence[Node], scope: _Scope) -> None:
+    def scratch(self, body: Sequence[Node], scope: Scope) -> None:
         """The scratch buffers below, on the stack of the task."""
         total = 0
         for node in walk(*body):
@@ -187,7 +152,7 @@ class _Emitter:
         if total > MAX_SCRATCH_BYTES:
             raise Unsupported(f"{total} bytes of scratch on a task's stack")
 
-    def serial(self, stmt: Node, scope: _Scope, top: bool) -> None:
+    def serial(self, stmt: Node, scope: Scope, top: bool) -> None:
         loop, body = as_loop(stmt)
         lo, hi = as_extent(loop.lo), as_extent(loop.hi)
         if top:
@@ -205,17 +170,17 @@ class _Emitter:
             self.statement(s, inner, top=False)
         scope.block.add(tir.loop(index, count, inner.block.stmt(), "serial", start))
 
-    def trips(self, lo: Node, hi: Node, scope: _Scope) -> Expr:
+    def trips(self, lo: Node, hi: Node, scope: Scope) -> Expr:
         """hi - lo, not below zero."""
         a, b = self.index_value(lo, scope), self.index_value(hi, scope)
         if isinstance(a, int) and isinstance(b, int):
             return max(b - a, 0)
         return tir.binary("max", tir.sub(b, a), 0)
 
-    def index_value(self, node: Node, scope: _Scope) -> Expr:
-        return self.terms(self.split_terms(node), scope, {})
+    def index_value(self, node: Node, scope: Scope) -> Expr:
+        return sum_terms(terms_of(node), lambda a: self.atom(a, scope, {}))
 
-    def jam(self, stmt: Node, scope: _Scope) -> None:
+    def jam(self, stmt: Node, scope: Scope) -> None:
         """Unrolled and lane loops around one store: they multiply what the store emits."""
         inner = scope.inner(block=scope.block)
         while stmt.op == "forall":
@@ -234,7 +199,7 @@ class _Emitter:
             (stmt,) = body
         self.store(stmt, inner)
 
-    def store(self, stmt: Node, scope: _Scope) -> None:
+    def store(self, stmt: Node, scope: Scope) -> None:
         handle, value, *starts = stmt.src
         dims, masked = stmt.attr
         if masked or any(d is not None for d in dims):
@@ -242,7 +207,7 @@ class _Emitter:
         scope = scope.inner(block=scope.block, memo={}, done=set())
         self.prepare([value, *starts], scope)
         target = self.buffers[handle]
-        offsets = self.flat(handle, starts)
+        offsets = flat_terms(handle, starts)
         for point in self.points(scope, scope.unrolled):
             result = self.value(value, scope, point)
             result = self.cast_stored(result, value.dtype)
@@ -263,35 +228,35 @@ class _Emitter:
     # ---- points -----------------------------------------------------------------------------
 
     @staticmethod
-    def points(scope: _Scope, axes: Mapping[str, int]) -> Iterable[dict[str, int]]:
+    def points(scope: Scope, axes: Mapping[str, int]) -> Iterable[dict[str, int]]:
         names = list(axes)
         for numbers in product(*(range(axes[a]) for a in names)):
             yield dict(zip(names, numbers))
 
-    def unrolled_axes(self, node: Node, scope: _Scope) -> dict[str, int]:
+    def unrolled_axes(self, node: Node, scope: Scope) -> dict[str, int]:
         """The unrolled axes that a value is free in, with their extents."""
         found = {}
         for axis, extent in node.free:
             if axis in scope.unrolled:
                 found[axis] = scope.unrolled[axis]
             elif self.binds.get(axis) == "unroll" and axis not in scope.axes:
-                found[axis] = int(as_extent(extent))  # type: ignore[arg-type]
+                found[axis] = int(as_extent(extent))
         return found
 
-    def lane_of(self, node: Node, scope: _Scope) -> tuple[str | None, int]:
+    def lane_of(self, node: Node, scope: Scope) -> tuple[str | None, int]:
         found: list[tuple[str, int]] = []
         for axis, extent in node.free:
             if axis == scope.lane:
                 found.append((axis, scope.lanes))
             elif self.binds.get(axis) == "lane" and axis not in scope.axes:
-                found.append((axis, int(as_extent(extent))))  # type: ignore[arg-type]
+                found.append((axis, int(as_extent(extent))))
         if len(found) > 1:
             raise Unsupported(f"a value over two lane axes, {found[0][0]} and {found[1][0]}")
         return found[0] if found else (None, 1)
 
     # ---- values -----------------------------------------------------------------------------
 
-    def value(self, node: Node, scope: _Scope, point: Point) -> Expr:
+    def value(self, node: Node, scope: Scope, point: Point) -> Expr:
         """The node at a point: a scalar, or a vector where it is free in the lane axis."""
         axes = self.unrolled_axes(node, scope)
         key = (node, tuple((a, point[a]) for a in axes))
@@ -302,7 +267,7 @@ class _Emitter:
             scope.memo[key] = scope.block.let(result, node.op) if shared else result
         return scope.memo[key]
 
-    def compute(self, node: Node, scope: _Scope, point: Point) -> Expr:
+    def compute(self, node: Node, scope: Scope, point: Point) -> Expr:
         match node.op:
             case "const":
                 return tir.const(node.attr[0], node.attr[1])
@@ -326,7 +291,7 @@ class _Emitter:
             case _:
                 raise Unsupported(f"no CPU form of {node.op}")
 
-    def coordinate(self, node: Node, scope: _Scope, point: Point) -> Expr:
+    def coordinate(self, node: Node, scope: Scope, point: Point) -> Expr:
         axis, _, dtype = node.attr
         if axis in point:
             return tir.const(point[axis], dtype)
@@ -336,7 +301,7 @@ class _Emitter:
         _, lanes = self.lane_of(node, scope)
         return tir.ramp(tir.const(0, dtype), lanes)
 
-    def in_registers(self, node: Node, scope: _Scope, point: Point) -> Expr:
+    def in_registers(self, node: Node, scope: Scope, point: Point) -> Expr:
         """A reduce over axes in registers: unrolled ones by combining, lanes by halves."""
         monoid, axes = node.attr
         spec = MONOIDS[monoid]
@@ -366,12 +331,12 @@ class _Emitter:
 
     # ---- loops that carry registers -----------------------------------------------------------
 
-    def prepare(self, roots: Sequence[Node], scope: _Scope) -> None:
+    def prepare(self, roots: Sequence[Node], scope: Scope) -> None:
         """Emits the loops that the roots read, so that their results are values here."""
         for node in self.loops_below(roots, scope):
             self.run_fold(node, as_fold(node) if node.op == "reduce" else node, scope)
 
-    def loops_below(self, roots: Sequence[Node], scope: _Scope) -> list[Node]:
+    def loops_below(self, roots: Sequence[Node], scope: Scope) -> list[Node]:
         """Folds and serial reduces outside of other loops' bodies, each after what it needs."""
         out: list[Node] = []
         seen: set[Node] = set()
@@ -400,7 +365,7 @@ class _Emitter:
             return True
         return node.op == "reduce" and not all(a in self.binds for a in node.attr[1])
 
-    def run_fold(self, node: Node, loop: Node, scope: _Scope) -> None:
+    def run_fold(self, node: Node, loop: Node, scope: Scope) -> None:
         """`loop` is the fold of `node`; its results become the values of node's projections."""
         axis, names, n_intervals, n_outs = loop.attr
         if n_outs:
@@ -433,7 +398,7 @@ class _Emitter:
                 scope.memo[(reader, at)] = scope.block.let(value, "state")
         scope.done.add(node)
 
-    def state_kind(self, loop: Node, k: int, scope: _Scope) -> tuple[dict[str, int], int]:
+    def state_kind(self, loop: Node, k: int, scope: Scope) -> tuple[dict[str, int], int]:
         reader = get(loop, k)
         _, lanes = self.lane_of(reader, scope)
         return self.unrolled_axes(reader, scope), lanes
@@ -446,7 +411,7 @@ class _Emitter:
         yields: Sequence[Node],
         states: dict[str, dict[Any, Any]],
         kinds: Sequence[tuple[dict[str, int], int]],
-        scope: _Scope,
+        scope: Scope,
     ) -> None:
         count = self.trips(bounds[0], bounds[1], scope)
         start = self.index_value(bounds[0], scope)
@@ -471,13 +436,13 @@ class _Emitter:
 
     # ---- memory -------------------------------------------------------------------------------
 
-    def load(self, node: Node, scope: _Scope, point: Point) -> Expr:
+    def load(self, node: Node, scope: Scope, point: Point) -> Expr:
         dims, masked = node.attr
         if masked or any(d is not None for d in dims):
             raise Unsupported("a masked load, or one of a box")
         handle, starts = node.src[0], node.src[1:]
         if node not in self.indices:
-            self.indices[node] = self.flat(handle, starts)
+            self.indices[node] = flat_terms(handle, starts)
         _, lanes = self.lane_of(node, scope)
         base, stride = self.address(self.indices[node], scope, point)
         buffer = self.buffers[handle]
@@ -492,53 +457,13 @@ class _Emitter:
             return tir.binary("ne", value, tir.const(0, tir.with_lanes("uint8", width)))
         return value
 
-    def flat(self, handle: Node, starts: Sequence[Node]) -> list[tuple[int, tuple[Node, ...]]]:
-        """The row-major offset as terms: a number times a product of atoms."""
-        extents = extents_of(handle)
-        if prod(extents) > MAX_INDEX:
-            raise Unsupported(f"{handle.attr[0]} has more than 2**31 elements")
-        total: dict[tuple[Node, ...], int] = {}
-        for n, start in enumerate(starts):
-            stride = prod(extents[n + 1 :])
-            for atoms, factor in poly(simplify(start)).items():
-                total[atoms] = total.get(atoms, 0) + factor * stride
-        return [(factor, atoms) for atoms, factor in total.items() if factor]
-
-    def split_terms(self, node: Node) -> list[tuple[int, tuple[Node, ...]]]:
-        return [(factor, atoms) for atoms, factor in poly(simplify(node)).items()]
-
-    def address(
-        self, terms: list[tuple[int, tuple[Node, ...]]], scope: _Scope, point: Point
-    ) -> tuple[Expr, int | None]:
+    def address(self, terms: Terms, scope: Scope, point: Point) -> tuple[Expr, int | None]:
         """(scalar offset, elements from one lane to the next), or (offset vector, None)."""
-        stride = 0
-        fixed = []
-        for factor, atoms in terms:
-            lanes = [a for a in atoms if self.lane_of(a, scope)[0] is not None]
-            if not lanes:
-                fixed.append((factor, atoms))
-            elif len(atoms) == 1 and atoms[0].op == "iota":
-                stride += factor
-            else:
-                return self.terms(terms, scope, point), None
-        return self.terms(fixed, scope, point), stride
+        fixed, stride = split_lane(terms, lambda a: self.lane_of(a, scope)[0] is not None)
+        used = terms if stride is None else fixed
+        return sum_terms(used, lambda a: self.atom(a, scope, point)), stride
 
-    def terms(self, terms: list[tuple[int, tuple[Node, ...]]], scope: _Scope, point: Point) -> Expr:
-        """The sum of terms; constants last, so that neighbours share their variable part."""
-        number, total = 0, None
-        for factor, atoms in terms:
-            part: Expr = factor
-            for atom in atoms:
-                part = self.times(part, self.atom(atom, scope, point))
-            if isinstance(part, int):
-                number += part
-            else:
-                total = part if total is None else self.plus(total, part)
-        if total is None:
-            return number
-        return self.plus(total, number) if number else total
-
-    def atom(self, atom: Node, scope: _Scope, point: Point) -> Expr:
+    def atom(self, atom: Node, scope: Scope, point: Point) -> Expr:
         if atom.op == "iota":
             axis = atom.attr[0]
             if axis in point:
@@ -546,43 +471,3 @@ class _Emitter:
             if axis in scope.axes:
                 return scope.axes[axis]
         return self.value(atom, scope, point)
-
-    @staticmethod
-    def widen(a: Expr, b: Expr) -> tuple[Expr, Expr]:
-        la = 1 if isinstance(a, int) else tir.lanes_of(a)
-        lb = 1 if isinstance(b, int) else tir.lanes_of(b)
-        if la < lb:
-            a = tir.splat(a, lb)
-        elif lb < la:
-            b = tir.splat(b, la)
-        return a, b
-
-    def plus(self, a: Expr, b: Expr) -> Expr:
-        return tir.add(*self.widen(a, b))
-
-    def times(self, a: Expr, b: Expr) -> Expr:
-        if isinstance(a, int) and isinstance(b, int):
-            return a * b
-        return tir.mul(b, a) if isinstance(a, int) and tir.lanes_of(b) == 1 \
-            else tir.mul(*self.widen(a, b))  # fmt: skip
-
-
-def as_fold(node: Node) -> Node:
-    """A serial reduce as the fold that it is: the identity, then combine by combine."""
-    monoid, axes = node.attr
-    spec = MONOIDS[monoid]
-    if len(axes) > 1:
-        # One loop an axis, the last axis innermost.
-        inner = reduce_(monoid, axes[1:], *node.src)
-        return as_fold(reduce_(monoid, axes[:1], *(get(inner, k) for k in range(spec.arity))))
-    (axis,) = axes
-    extents = {a: e for s in node.src for a, e in s.free}
-    names = [f"{monoid}{k}" for k in range(spec.arity)]
-    kept = dict(node.free)
-    states = [carry(n, s.dtype, kept) for n, s in zip(names, node.src)]
-    steps = spec.combine(map_, tuple(states), node.src)
-    table = {
-        n: (const(dtype_limit(i, s.dtype), s.dtype), step)
-        for n, i, s, step in zip(names, spec.identity, node.src, steps)
-    }
-    return fold(axis, [(0, as_node(extents[axis]))], table)
