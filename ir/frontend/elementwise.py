@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from autosched.ir.extent import simplify
 from autosched.ir.frontend.call import Call, Row, Unsupported, wide
-from autosched.ir.frontend.tensor import Tensor, broadcast
+from autosched.ir.frontend.tensor import Tensor, as_index, broadcast
 from autosched.ir.node import Node
 from autosched.ir.ops import cast, const, erf, exp, map_, maximum, minimum, sigmoid, sqrt, where
 from autosched.ir.scalar import FLOATS
@@ -39,6 +40,18 @@ def _precise(formula: Callable[[Call, Node], Node]) -> Callable[[Call], Tensor]:
         return x.with_node(cast(formula(call, wide(x.node)), x.dtype))
 
     return build
+
+
+def _compare(name: str) -> Callable[[Call], Tensor]:
+    """Comparisons of coordinates stay in int32, so that rules can read a mask's borders."""
+
+    def formula(a: Node, b: Node) -> Node:
+        i, j = as_index(a), as_index(b)
+        if i is not None and j is not None:
+            return simplify(map_(name, i, j))
+        return map_(name, a, b)
+
+    return lambda call: joined(call, formula, call.x(0), call.x(1))
 
 
 def _variadic(name: str, mean: bool = False) -> Callable[[Call], Tensor]:
@@ -228,14 +241,18 @@ _SCALARS: tuple[tuple[str, tuple[int, ...], str], ...] = (
     ("Asin", (7, 22), "asin"), ("Acos", (7, 22), "acos"), ("Atan", (7, 22), "atan"),
     ("Sinh", (9, 22), "sinh"), ("Cosh", (9, 22), "cosh"), ("Asinh", (9, 22), "asinh"),
     ("Acosh", (9, 22), "acosh"), ("Atanh", (9, 22), "atanh"),
-    ("Equal", (13, 19), "eq"), ("Greater", (13,), "gt"), ("GreaterOrEqual", (12, 16), "ge"),
-    ("Less", (13,), "lt"), ("LessOrEqual", (12, 16), "le"),
     ("And", (7,), "and"), ("Or", (7,), "or"), ("Xor", (7,), "xor"), ("Not", (1,), "not"),
     ("BitwiseAnd", (18,), "bitand"), ("BitwiseOr", (18,), "bitor"),
     ("BitwiseXor", (18,), "bitxor"), ("BitwiseNot", (18,), "bitnot"), ("IsNaN", (13, 20), "isnan"),
 )  # fmt: skip
 
+_COMPARISONS: tuple[tuple[str, tuple[int, ...], str], ...] = (
+    ("Equal", (13, 19), "eq"), ("Greater", (13,), "gt"), ("GreaterOrEqual", (12, 16), "ge"),
+    ("Less", (13,), "lt"), ("LessOrEqual", (12, 16), "le"),
+)  # fmt: skip
+
 ROWS: tuple[Row, ...] = (
+    *(Row(op, since, _compare(fn)) for op, since, fn in _COMPARISONS),
     *(Row(op, since, _fn(fn)) for op, since, fn in _SCALARS),
     *(Row(op, since, _precise(formula)) for op, (since, formula) in _FORMULAS.items()),
     *(Row(op, (13, 14), _arith(fn))

@@ -53,15 +53,18 @@ class ExternalData:
                 f"the file {location!r} with the weight {tensor!r} can't be opened: "
                 f"{error.strerror}"
             ) from None
-        with os.fdopen(handle, "rb") as file:
-            facts = os.fstat(file.fileno())
+        try:
+            facts = os.fstat(handle)
             if not stat.S_ISREG(facts.st_mode):
                 raise ModelError(f"{location!r} with the weight {tensor!r} is no regular file")
             if facts.st_nlink > 1:
                 raise ModelError(_LINK.format(location=location, tensor=tensor, kind="hard link"))
             if facts.st_size == 0:
                 return np.zeros(0, np.uint8)
-            return np.memmap(file, dtype=np.uint8, mode="r")
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                return np.memmap(file, dtype=np.uint8, mode="r")
+        finally:
+            os.close(handle)
 
     def _inside(self, tensor: str, location: str) -> Path:
         """The path of `location`, which must stay inside the folder and pass through no link."""

@@ -9,8 +9,8 @@ from autosched.ir.frontend.call import Call, Row
 from autosched.ir.frontend.tensor import (
     Names,
     Tensor,
+    as_index,
     flatten_dim,
-    is_coordinate,
     narrow,
     unify,
     view,
@@ -27,16 +27,15 @@ def read_at(value: Node, axis: str, extent: int, index: Node) -> Node:
     An index that run-time data decide is kept inside the axis, so that no kernel made of this
     reads beyond its memory: what ONNX leaves undefined yields the nearest entry here.
     """
-    if is_coordinate(index):
-        at = simplify(cast(index, "int32") if index.op != "const" else
-                      const(index.attr[0], "int32"))  # fmt: skip
+    at = as_index(index)
+    if at is not None:
         lo, hi = range_of(at)
         if hi is not None and hi < 0:
             at, lo, hi = simplify(at + extent), (lo or 0) + extent, hi + extent
         if lo is not None and hi is not None and lo >= 0 and hi < extent:
             return view(value, {axis: at})
-    at = where(index < 0, index + extent, index)
-    return take(value, axis, minimum(maximum(at, 0), extent - 1))
+    wrapped = where(index < 0, index + extent, index)
+    return take(value, axis, minimum(maximum(wrapped, 0), extent - 1))
 
 
 def _index(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from autosched.ir.ops import cast, const, input_, iota, where
 from autosched.ir.scalar import DTYPES, FLOATS
 
 Array = np.ndarray[Any, Any]
+LOOK_AT = 2**24  # elements; larger arrays are weights unseen, and stay on disk
 
 
 class Literals:
@@ -81,7 +82,7 @@ def closed_form(array: Array, axes: list[str]) -> Node | None:
     if not array.size:
         return const(0, array.dtype.name)
     dtype = array.dtype.name
-    if not _promising(array):
+    if array.size > LOOK_AT or not _promising(array):
         return None
     for n in reversed(range(array.ndim)):
         first = array.take([0], axis=n)

@@ -31,7 +31,6 @@ from autosched.ir.graph import ModelError, ModelGraph
 NUMBERS = {name: number for number, name in DTYPES_BY_NUMBER.items()}
 MAX_MESSAGE = 2**31 - 1  # bytes of one protobuf message
 SUBGRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-TENSORS = (onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS)
 
 
 def load_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> ModelGraph:
@@ -49,6 +48,7 @@ def import_model(
 ) -> ModelGraph:
     """`load_model` for a model in memory, which is used up; `path` is where it belongs: external
     data lie beside it, and messages name it."""
+    _check_names(path, proto.graph)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
     opsets = _opsets(path, proto)
@@ -108,6 +108,30 @@ def _read(path: Path) -> onnx.ModelProto:
             "fetch or export it again"
         )
     return proto
+
+
+def _check_names(path: Path, graph: onnx.GraphProto) -> None:
+    """Names are text; protobuf hands out bytes where a damaged file has something else."""
+    tensors = (*graph.initializer, *(t for node in graph.node for t in _tensors(node)))
+    names = [
+        *(n for node in graph.node for n in (node.name, node.op_type, node.domain)),
+        *(n for node in graph.node for n in (*node.input, *node.output)),
+        *(a.name for node in graph.node for a in node.attribute),
+        *(x.name for x in (*graph.input, *graph.output, *tensors)),
+        *(text for t in tensors for e in t.external_data for text in (e.key, e.value)),
+        *(d.dim_param for i in graph.input for d in i.type.tensor_type.shape.dim),
+    ]
+    if not all(isinstance(n, str) for n in names):
+        raise ModelError(f"{path} has names that are no text: it is damaged; fetch it again")
+    for node in graph.node:
+        for inner in _graphs(node):
+            _check_names(path, inner)
+
+
+def _tensors(node: onnx.NodeProto) -> list[onnx.TensorProto]:
+    """The tensors among the attributes of a node."""
+    single = [a.t for a in node.attribute if a.type == onnx.AttributeProto.TENSOR]
+    return [*single, *(t for a in node.attribute for t in a.tensors)]
 
 
 def _opsets(path: Path, proto: onnx.ModelProto) -> dict[str, int]:
@@ -220,30 +244,64 @@ def _op_node(
     path: Path, node: onnx.NodeProto, opsets: Mapping[str, int], external: ExternalData
 ) -> OpNode:
     domain = "" if node.domain == "ai.onnx" else node.domain
-    since = _since(node.op_type, opsets.get(domain, 1), domain)
-    if not since and not domain:
+    schema = _schema(node.op_type, opsets.get(domain, 1), domain)
+    if schema is None and not domain:
         raise ModelError(
             f"{path} uses the operator {node.op_type!r}, which opset {opsets.get('')} does not "
             "have: the file is damaged or was written for another opset"
+        )
+    wrong = _misfit(node, schema) if schema is not None else ""
+    if wrong:
+        raise ModelError(
+            f"{path}: {node.op_type} {node.name!r} {wrong}; the file is damaged or its exporter "
+            "is wrong"
         )
     attrs = {a.name: _attribute(a, external) for a in node.attribute if a.type not in SUBGRAPHS}
     outer: dict[str, None] = {}
     for graph in _graphs(node):
         outer |= dict.fromkeys(_captured(graph))
     return OpNode(
-        node.name, node.op_type, domain, since, tuple(node.input), tuple(node.output), attrs,
-        tuple(outer), node,
-    )  # fmt: skip
+        name=node.name,
+        op=node.op_type,
+        domain=domain,
+        since=schema.since_version if schema is not None else 0,
+        inputs=tuple(node.input),
+        outputs=tuple(node.output),
+        attrs=attrs,
+        captured=tuple(outer),
+        source=node,
+    )
 
 
-def _since(op: str, version: int, domain: str) -> int:
-    """The version that defined the operator as the model means it; 0 if there is none."""
+def _schema(op: str, version: int, domain: str) -> onnx.defs.OpSchema | None:
+    """The definition of the operator that the model means, if onnx has it."""
     if not onnx.defs.has(op, domain):
-        return 0
+        return None
     try:
-        return int(onnx.defs.get_schema(op, version, domain).since_version)
+        return onnx.defs.get_schema(op, version, domain)
     except onnx.defs.SchemaError:
-        return 0
+        return None
+
+
+def _misfit(node: onnx.NodeProto, schema: onnx.defs.OpSchema) -> str:
+    """What is wrong with the operands and attributes of a node, by its definition."""
+    if not schema.min_input <= len(node.input) <= schema.max_input:
+        return f"has {len(node.input)} operands"
+    if not schema.min_output <= len(node.output) <= schema.max_output:
+        return f"has {len(node.output)} results"
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    for parameter, name in zip(schema.inputs, node.input):
+        if parameter.option == single and not name:
+            return f"lacks the operand {parameter.name}"
+    given = {a.name: a for a in node.attribute}
+    for name, wanted in schema.attributes.items():
+        if wanted.required and name not in given:
+            return f"lacks the attribute {name!r}"
+        kind = onnx.AttributeProto.AttributeType.Name(given[name].type) if name in given else ""
+        if kind and str(wanted.type) != f"AttrType.{kind}":
+            return f"has an attribute {name!r} of another type"
+    unknown = sorted(set(given) - set(schema.attributes))
+    return f"has the unknown attribute {unknown[0]!r}" if unknown else ""
 
 
 def _attribute(attribute: onnx.AttributeProto, external: ExternalData) -> Any:
@@ -392,9 +450,7 @@ class _OnnxPackage:
 
     def _bring_in(self, node: onnx.NodeProto) -> None:
         """External tensors inside a node's attributes and subgraphs become part of it."""
-        for attribute in node.attribute:
-            tensors = [attribute.t] if attribute.HasField("t") else []
-            self._inline([*tensors, *attribute.tensors])
+        self._inline(_tensors(node))
         for graph in _graphs(node):
             self._inline(graph.initializer)
             for inner in graph.node:

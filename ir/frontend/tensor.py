@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from autosched.ir.extent import simplify
 from autosched.ir.graph import ModelError
+from autosched.ir.linear import range_of
 from autosched.ir.node import Node
 from autosched.ir.ops import cast, const, iota, reaxis
 
@@ -109,6 +110,25 @@ def is_coordinate(node: Node) -> bool:
     return True
 
 
+def as_index(node: Node) -> Node | None:
+    """An int64 coordinate expression in int32, where that holds all its values; else None."""
+    if node.dtype == "int32":
+        return node if is_coordinate(node) else None
+    if node.op == "const" and node.dtype == "int64":
+        found: Node | None = const(node.attr[0], "int32")
+    elif node.op == "map" and node.attr[0] == "cast:int64":
+        found = as_index(node.src[0])
+    elif node.op == "map" and node.dtype == "int64" and node.attr[0] in ("add", "sub", "mul"):
+        parts = [as_index(s) for s in node.src]
+        given = [p for p in parts if p is not None]
+        found = simplify(Node("map", tuple(given), node.attr)) if len(given) == 2 else None
+    else:
+        return None
+    low, high = range_of(found) if found is not None else (None, None)
+    fits = low is not None and high is not None and low >= -(2**31) and high < 2**31
+    return found if fits else None
+
+
 def view(value: Node, exprs: Mapping[str, Node]) -> Node:
     """`reaxis` that skips what stays, sees through another one, and keeps masks free of it."""
     todo = {a: simplify(e) for a, e in exprs.items() if a in value.names}
@@ -128,6 +148,8 @@ def view(value: Node, exprs: Mapping[str, Node]) -> Node:
 def index_of(axes: Dim) -> Node:
     """The row-major position over several axes as one int32 expression."""
     out, stride = const(0, "int32"), math.prod(extent for _, extent in axes)
+    if not stride:
+        return out
     for name, extent in axes:
         stride //= extent
         out = out + iota(name, extent) * stride
@@ -137,6 +159,8 @@ def index_of(axes: Dim) -> Node:
 def digits(index: Node, axes: Dim) -> dict[str, Node]:
     """Each of the axes as an expression of the row-major position over all of them."""
     out, stride, total = {}, 1, math.prod(extent for _, extent in axes)
+    if not total:
+        return {name: const(0, "int32") for name, _ in axes}
     for name, extent in reversed(axes):
         high = index // stride
         out[name] = high if stride * extent == total else high % extent
@@ -184,12 +208,14 @@ def _common_radices(dims: Sequence[Dim]) -> tuple[int, ...] | None:
             stride *= extent
             strides.add(stride)
     chain = sorted(strides)
-    if any(big % small for small, big in pairwise(chain)):
+    if not chain[0] or any(big % small for small, big in pairwise(chain)):
         return None
     return tuple(big // small for small, big in pairwise(chain))[::-1]
 
 
 def transpose(x: Tensor, perm: Sequence[int]) -> Tensor:
+    if sorted(perm) != list(range(x.rank)):
+        raise ModelError(f"{list(perm)} is no order of the dimensions of {x.shape}")
     return replace(x, dims=tuple(x.dims[p] for p in perm))
 
 
@@ -270,7 +296,7 @@ def narrow(names: Names, x: Tensor, at: int, start: int, size: int, step: int = 
     if (start, size, step) == (0, whole, 1):
         return x
     inner = math.prod(e for _, e in dim[1:])
-    if len(dim) > 1 and step == 1 and start % inner == 0 and size % inner == 0:
+    if len(dim) > 1 and inner and step == 1 and start % inner == 0 and size % inner == 0:
         outer = names.axis(hint_of(dim[0][0]), size // inner)
         at_outer = index_of(outer) + start // inner
         node = view(x.node, {dim[0][0]: at_outer})
