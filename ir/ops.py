@@ -227,6 +227,8 @@ def _infer_forall(src: tuple[Node, ...], attr: tuple[Any, ...]) -> Inferred:
 
 
 def _infer_kernel(src: tuple[Node, ...], attr: tuple[Any, ...]) -> Inferred:
+    for axis, bind in attr[1] if len(attr) > 1 else ():
+        _check(bind in BINDS, f"kernel {attr[0]}: {axis} is bound to {bind!r}")
     _check(all(not s.types for s in src), "kernel: the body holds statements")
     _check(not _free(src), f"kernel {attr[0]}: unbound axes {_free(src)}")
     return (), (), frozenset()
@@ -428,8 +430,9 @@ def forall(axis: str, lo: Node | int, hi: Node | int, bind: str, body: Sequence[
     return Node("forall", (*edges, *body), (axis, bind))
 
 
-def kernel(name: str, body: Sequence[Node]) -> Node:
-    return Node("kernel", tuple(body), (name,))
+def kernel(name: str, body: Sequence[Node], binds: Mapping[str, str] | None = None) -> Node:
+    """One launch. `binds` says how reduces and folds inside traverse the axes that they bind."""
+    return Node("kernel", tuple(body), (name, tuple(sorted(binds.items()))) if binds else (name,))
 
 
 def place(value: Node, home: str, dims: Sequence[str] = ()) -> Node:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from autosched.ir.node import Axes, Extent, IRError, Node, Output, Pack, Program
-from autosched.ir.ops import const, iota, knob, load, store
+from autosched.ir.ops import const, iota, kernel, knob, load, store
 from autosched.ir.reader import Line, ParseError, Reader, Token, read_lines, tokens_of
 from autosched.ir.syntax import COMPARISONS, LEVELS, long_dtype, name_text, type_text
 
@@ -113,7 +113,8 @@ class _Parser(Reader):
 
     def _kernel(self) -> Node:
         name = self.name()
-        return Node("kernel", self._block(), (name,))
+        binds = self.several(lambda: (self.name(), self.name())) if self.accept("with") else []
+        return kernel(name, self._block(), dict(binds))
 
     def _forall(self) -> Node:
         axis = self.name()

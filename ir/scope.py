@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from autosched.ir.node import Node
+from autosched.ir.node import Node, walk
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,17 @@ def _forall(node: Node) -> Scope:
     return Scope((bind,), ((axis, tuple(range(2, len(node.src)))),))
 
 
+def _kernel(node: Node) -> Scope:
+    """How inner axes are traversed; an axis is told by where in the body nodes bind it."""
+    binds = dict(node.attr[1]) if len(node.attr) > 1 else {}
+    places: dict[str, list[int]] = {axis: [] for axis in binds}
+    for n, inner in enumerate(walk(*node.src)) if binds else ():
+        for axis in bound_axes(inner):
+            if axis in places:
+                places[axis].append(n)
+    return Scope(tuple(sorted((binds[a], tuple(at)) for a, at in places.items())))
+
+
 def _place(node: Node) -> Scope:
     home, dims = node.attr
     return Scope((home, len(dims)), (), tuple((a, n) for n, a in enumerate(dims)))
@@ -140,7 +151,7 @@ _SCOPES: dict[str, Callable[[Node], Scope]] = {
     "load": _load,
     "store": _store,
     "forall": _forall,
-    "kernel": lambda n: Scope(),
+    "kernel": _kernel,
     "place": _place,
     "slice": _slice,
     "dot": _dot,

@@ -36,6 +36,7 @@ RESERVED = frozenset(
         "true", "false", "inf", "nan", "iota", "node", "input", "buffer", "carry", "take",
         "reaxis", "reduce", "scan", "fold", "get", "load", "place", "slice", "dot", "trisolve",
         "at", "from", "as", "by", "mask", "fill", "exclusive", "reverse", "yield", "stack",
+        "with",
     )
 )  # fmt: skip
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")

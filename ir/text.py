@@ -268,7 +268,10 @@ class _Printer:
 
     def statement(self, node: Node) -> None:
         if node.op == "kernel":
-            self._block(f"kernel {name_text(node.attr[0])}:", node.src)
+            binds = node.attr[1] if len(node.attr) > 1 else ()
+            inner = ", ".join(f"{name_text(axis)} {bind}" for axis, bind in binds)
+            tail = f" with {inner}" if inner else ""
+            self._block(f"kernel {name_text(node.attr[0])}{tail}:", node.src)
         elif node.op == "forall":
             self.values(node.src[:2])
             lo, hi = map(self.operand, node.src[:2])
