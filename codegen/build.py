@@ -15,7 +15,8 @@ from typing import Any
 from autosched.codegen import tvm_api
 from autosched.codegen.runtime.pack import pack as apply_pack
 from autosched.codegen.runtime.spec import Index, KernelArg, PackSpec
-from autosched.codegen.tvm import emit, extents_of
+from autosched.codegen.tvm import emit
+from autosched.codegen.tvm_index import extents_of
 from autosched.ir.node import Node, Pack, Program
 from autosched.ir.rules.action import Illegal
 from autosched.ir.schedule import Schedule, replay
