@@ -9,8 +9,8 @@ Conventions
   by itself (`splat`).
 - A node used twice is compiled twice, so whatever is used twice is bound: `Block.let`.
 - Loop and let variables are unique within a function.
-- Nothing is simplified on the way: float semantics are IEEE's, NaN and signed zero included
-  (TVM's own simplifier folds x*0 and x != x). LLVM may contract a*b+c into an fma.
+- Nothing is simplified: float semantics are IEEE's, NaN and signed zero included (TVM's own
+  simplifier folds x*0 and x != x). LLVM may contract a*b+c into an fma.
 - Register accumulators are buffers of one vector each, accessed whole at index 0: LLVM promotes
   them. Larger ones, or ones indexed by a loop variable, stay in memory.
 """
@@ -29,7 +29,8 @@ from autosched.codegen.tvm_build import target as target
 from autosched.codegen.tvm_import import tvm
 from autosched.ir.scalar import ITEMSIZE
 
-Expr = Stmt = Any
+Expr = Any
+Stmt = Any
 Value = Any  # Expr | int | float
 
 
@@ -263,8 +264,7 @@ def load(buffer: Buffer, index: Value, lanes: int = 1, mask: Expr | None = None)
     where = _index(index, lanes)
     if mask is None:
         return tvm().tir.BufferLoad(buffer.node, [where], None)
-    result = _type(with_lanes(buffer.dtype, lanes_of(mask)))
-    return _call("masked_load", result, buffer.node, where, mask)
+    return _call("masked_load", _type(with_lanes(buffer.dtype, lanes)), buffer.node, where, mask)
 
 
 def store(buffer: Buffer, index: Value, value: Value, mask: Expr | None = None) -> Stmt:
