@@ -283,7 +283,7 @@ class _Emitter:
                 axes = self.unrolled_axes(node, scope)
                 at = tuple((a, point[a]) for a in axes)
                 buffer, lanes = scope.states[node.attr[0]][at]
-                return tir.load(buffer, 0, lanes)
+                return self.loaded(tir.load(buffer, 0, lanes), node.dtype)
             case "get" if node.src[0].op in ("fold", "reduce"):
                 raise Unsupported("a loop result is read before its loop")
             case "reduce":
@@ -392,9 +392,7 @@ class _Emitter:
             for point in self.points(scope, axes):
                 at = tuple(point.items())
                 buffer, _ = states[name][at]
-                value = tir.load(buffer, 0, lanes)
-                if node.types[k].dtype == "bool":
-                    value = tir.binary("ne", value, tir.const(0, tir.with_lanes("uint8", lanes)))
+                value = self.loaded(tir.load(buffer, 0, lanes), node.types[k].dtype)
                 scope.memo[(reader, at)] = scope.block.let(value, "state")
         scope.done.add(node)
 
@@ -452,10 +450,14 @@ class _Emitter:
             value = tir.load(buffer, base, lanes)
         else:
             value = tir.load(buffer, tir.ramp(base, lanes, stride))
-        if handle.dtype == "bool":
-            width = tir.lanes_of(value)
-            return tir.binary("ne", value, tir.const(0, tir.with_lanes("uint8", width)))
-        return value
+        return self.loaded(value, handle.dtype)
+
+    @staticmethod
+    def loaded(value: Expr, dtype: str) -> Expr:
+        """What was loaded, as a value of `dtype`: a bool is stored as a byte."""
+        if dtype != "bool":
+            return value
+        return tir.binary("ne", value, tir.const(0, tir.with_lanes("uint8", tir.lanes_of(value))))
 
     def address(self, terms: Terms, scope: Scope, point: Point) -> tuple[Expr, int | None]:
         """(scalar offset, elements from one lane to the next), or (offset vector, None)."""

@@ -211,6 +211,6 @@ def _axis_order(program: Program) -> dict[str, int]:
         for axis in out.dims:
             names.setdefault(axis, len(names))
     for node in walk(*program.body):
-        for axis in node.names:
+        for axis, _ in node.free:
             names.setdefault(axis, len(names))
     return names
