@@ -163,6 +163,18 @@ def test_long_ranges_and_masks_are_formulas() -> None:
     np.testing.assert_array_equal(got, np.where(np.tri(2048, dtype=bool), x, np.float32(-1e9)))
 
 
+def test_large_constants_of_one_value() -> None:
+    model = parsed("""
+        agraph (float[3, 1] x) => (float[3, 999999] y) <int64[2] s = {3, 999999}>
+        {a = ConstantOfShape<value = float[1] {2}>(s) b = ConstantOfShape<value = float[1] {5}>(s)
+         c = Mul(x, a) y = Add(c, b)}""")
+    graph = imported(model)
+    assert not graph.weights
+    x = numbers(3, 1)
+    got = run_graph(graph, {"x": x})["y"]
+    np.testing.assert_allclose(got[:, [0, -1]], (x * 2 + 5).repeat(2, axis=1), rtol=1e-6)
+
+
 @pytest.mark.parametrize("what", ["tril", "triu", "band", "prefix", "scattered", "holes"])
 def test_constant_masks(what: str) -> None:
     i, j = np.arange(6)[:, None], np.arange(8)[None, :]

@@ -81,9 +81,14 @@ def closed_form(array: Array, axes: list[str]) -> Node | None:
     exact in every type, or two values divided by straight lines (a causal mask, a band)."""
     if not array.size:
         return const(0, array.dtype.name)
-    dtype = array.dtype.name
-    if array.size > LOOK_AT or not _promising(array):
+    if array.size > LOOK_AT:
         return None
+    with np.errstate(all="ignore"):  # NaN and infinities are looked at like any value
+        return _formula(array, axes) if _promising(array) else None
+
+
+def _formula(array: Array, axes: list[str]) -> Node | None:
+    dtype = array.dtype.name
     for n in reversed(range(array.ndim)):
         first = array.take([0], axis=n)
         if array.shape[n] > 1 and _same(array, first):

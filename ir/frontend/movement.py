@@ -28,6 +28,7 @@ from autosched.ir.frontend.tensor import (
 from autosched.ir.graph import ModelError
 from autosched.ir.node import Node
 from autosched.ir.ops import cast, const, iota, map_, maximum, minimum, where
+from autosched.ir.scalar import DTYPES
 
 # ---- shapes -----------------------------------------------------------------------------------
 
@@ -276,8 +277,10 @@ def _constant_of_shape(call: Call) -> Tensor:
     shape = call.ints(0, "shape")
     assert shape is not None
     value = call.attr("value", np.zeros(1, np.float32))
-    scalar = call.literals.tensor(np.asarray(value).reshape(()), "value")
-    return expand(call.names, scalar, shape)
+    kind = value.dtype.name
+    if kind not in DTYPES:
+        raise Unsupported(f"of type {kind}")
+    return expand(call.names, Tensor(const(value.reshape(()).item(), kind), ()), shape)
 
 
 def _constant(call: Call) -> Array:

@@ -1,7 +1,8 @@
 """An ONNX file in, a `ModelGraph` out: the only file that imports onnx.
 
 The file is not trusted: every size is checked against what is really there, and weights outside
-of it are read only from plain files of its own folder.
+of it are read only from plain files of its own folder. This file is long because whatever touches
+protobuf or a schema stands here, and nothing else does.
 """
 
 from __future__ import annotations
