@@ -15,6 +15,7 @@ from scipy import special
 from autosched.codegen import tvm_api as t
 from autosched.codegen import vecmath
 from autosched.codegen.tvm_math import TirOps
+from autosched.codegen.tvm_transpose import transpose
 from autosched.ir.target import X86_LEVELS, host_target
 
 HOST = host_target()
@@ -160,6 +161,25 @@ def test_lane_reductions_and_shuffles(tmp_path: Path) -> None:
     with loaded(tmp_path, [t.function("reduce", [a, y], body.stmt())]) as library:
         run(library.reduce, x, out)
     np.testing.assert_array_equal(out, np.r_[x[:L].sum(), x[:L].max(), x[: L - 1 : -1]])
+
+
+@pytest.mark.parametrize("n", [2, 4, 8, 16])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_transpose(tmp_path: Path, n: int, dtype: str) -> None:
+    a, y = t.parameter("a", dtype), t.parameter("y", dtype)
+    body = t.Block()
+    columns = transpose(body, [t.load(a, i * n, n) for i in range(n)])
+    body.add(*(t.store(y, i * n, column) for i, column in enumerate(columns)))
+    x = np.arange(n * n).reshape(n, n).astype(dtype)
+    out = np.zeros_like(x)
+    with loaded(tmp_path, [t.function("turn", [a, y], body.stmt())]) as library:
+        run(library.turn, x, out)
+    np.testing.assert_array_equal(out, x.T)
+
+
+def test_transpose_wants_a_square() -> None:
+    with pytest.raises(ValueError, match="n vectors of n lanes"):
+        transpose(t.Block(), [t.const(0.0, "float32x8")] * 4)
 
 
 def test_parallel_tasks_have_their_own_scratch(tmp_path: Path) -> None:
