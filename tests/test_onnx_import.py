@@ -191,6 +191,21 @@ def test_constant_masks(what: str) -> None:
     np.testing.assert_array_equal(run_graph(graph, {"x": x})["y"], np.where(masks[what], x, -1))
 
 
+def test_attention_node_and_written_out_form_are_the_same_expression() -> None:
+    ends = "(float[2,4,16,8] q, float[2,4,16,8] k, float[2,4,16,8] v) => (float[2,4,16,8] y)"
+    node = parsed(f"agraph {ends} {{y = Attention<is_causal = 1>(q, k, v)}}", opset=23)
+    written = parsed(
+        f"""
+        agraph {ends} <float s = {{0.35355338}}, float low = {{-inf}}>
+        {{t = Transpose<perm = [0, 1, 3, 2]>(k) m = MatMul(q, t) n = Mul(m, s)
+         w = Where(mask, n, low) p = Softmax(w) y = MatMul(p, v)}}""",
+        opset=23,
+    )
+    with_weights(written, mask=np.tri(16, dtype=bool))
+    first, second = imported(node), imported(written)
+    assert first.outputs[0].node is second.outputs[0].node
+
+
 def test_equal_weights_are_one() -> None:
     model = parsed("""agraph (float[2, 3] x) => (float[2, 3] y)
                       {h = MatMul(x, a) g = MatMul(h, b) y = Add(g, c)}""")

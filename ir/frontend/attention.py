@@ -7,8 +7,13 @@ so that keys and values are never repeated and no head number is divided.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
+from functools import reduce
 
+import numpy as np
+
+from autosched.ir.extent import simplify
 from autosched.ir.frontend.call import Call, Result, Row, Unsupported, wide
 from autosched.ir.frontend.contraction import contract
 from autosched.ir.frontend.elementwise import joined
@@ -58,7 +63,8 @@ def _attention(call: Call) -> tuple[Result, ...]:
         names, ["b", "g", "r", "i", "j"], (grouped, ["b", "g", "r", "i", "d"]),
         (k, ["b", "g", "j", "d"]),
     )  # fmt: skip
-    scale = call.attr("scale", 1.0 / math.sqrt(d))
+    # As float32, so that the node and the written-out form are the same expression.
+    scale = call.attr("scale", float(np.float32(1.0 / math.sqrt(d))))
     raw = score.with_node(score.node * scale)
     capped = raw
     if call.attr("softcap", 0.0) > 0:
@@ -120,9 +126,7 @@ def _masked(call: Call, score: Tensor, groups: int, past: int) -> tuple[Tensor, 
     elif mask is not None:
         value = value + cast(mask, value.dtype)
     if tests:
-        allowed = tests[0]
-        for test in tests[1:]:
-            allowed = allowed & test
+        allowed = reduce(operator.and_, map(simplify, tests))
         value = where(allowed, value, const(MINUS_INF, value.dtype))
     return Tensor(value, dims), mask is not None or not only_causal
 
