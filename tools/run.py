@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autosched.codegen.runtime.model import load
 from autosched.tools.arrays import read_npz, write_npz
+from autosched.tools.packages import open_package
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class Ran:
         return {"outputs": str(self.path), "arrays": rows, "run_ms": self.run_ms}
 
 
-def run(kernels: Path | str, inputs: Path | str, outputs: Path | str) -> Ran:
-    """Runs the model in the package `kernels` once.
+def run(model: Path | str, kernels: Path | str, inputs: Path | str, outputs: Path | str) -> Ran:
+    """Runs `model` by the package `kernels` once.
 
     Args: inputs, outputs: .npz files with an array for each input and output by name.
-    Raises: PackageError.
+    Raises: PackageError, ModelError.
     """
-    model = load(kernels)
+    tuned = open_package(model, kernels).model
     arrays = read_npz(Path(inputs))
     begun = time.perf_counter()
-    found = model.run(arrays)
+    found = tuned.run(arrays)
     run_ms = (time.perf_counter() - begun) * 1e3
     write_npz(Path(outputs), found)
     return Ran(Path(outputs), {n: (a.dtype.name, a.shape) for n, a in found.items()}, run_ms)

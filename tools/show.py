@@ -17,7 +17,7 @@ from autosched.ir.rules.action import Illegal
 from autosched.ir.schedule import Schedule, run_actions
 from autosched.ir.sketches import sketches
 from autosched.ir.target import Target, parse_target
-from autosched.ir.text import to_text
+from autosched.ir.text import parse, to_text
 
 LEVELS = ("algebra", "tile", "tvm")
 
@@ -78,7 +78,10 @@ def show(model: Path | str, *, task: int | None = None, level: str = "tile",
         manifest = read(kernels).data
         plan = manifest["plan"]
         known = {v["name"]: tuple(v["shape"]) for v in plan["inputs"]} | known if plan else known
-        chosen = {k["key"]: Schedule.from_json(k["schedule"]) for k in manifest["kernels"]}
+        chosen = {
+            parse(k["definition"]).key: Schedule.from_json(k["schedule"])
+            for k in manifest["kernels"]
+        }
     graph = load_model(model, known)
     tasks = partition(graph, device).tasks
     total = sum(t.flops * t.count for t in tasks) or 1

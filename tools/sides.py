@@ -22,6 +22,16 @@ def tuned(kernels: str, inputs: str) -> Callable[[], object]:
     return lambda: model.run(arrays)
 
 
+def tuned_step(kernels: str, inputs: str, step: int) -> Callable[[], object]:
+    """One step of the tuned model, on what the steps before it make of the arrays."""
+    return load(kernels).bound_step(read_npz(Path(inputs)), step)
+
+
+def profile(kernels: str, inputs: str) -> list[float]:
+    """Median microseconds of each step of the tuned model."""
+    return [step.median_us for step in load(kernels).profile(read_npz(Path(inputs)))]
+
+
 def onnxruntime(model: str, inputs: str) -> Callable[[], object]:
     """One run of an ONNX file by onnxruntime on the arrays of an .npz file."""
     session, arrays = onnxruntime_session(Path(model)), read_npz(Path(inputs))

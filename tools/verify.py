@@ -16,7 +16,7 @@ import numpy as np
 
 from autosched.codegen.check import REL_L2_BOUND, compare
 from autosched.codegen.runtime.arrays import from_bfloat16
-from autosched.codegen.runtime.model import Model, StepValues, load
+from autosched.codegen.runtime.model import Model, StepValues
 from autosched.codegen.runtime.spec import KernelArg
 from autosched.ir.frontend.onnx import load_model
 from autosched.ir.graph import ModelGraph
@@ -24,6 +24,7 @@ from autosched.ir.interp import evaluate
 from autosched.ir.node import Output, Program, walk
 from autosched.ir.text import parse
 from autosched.tools.arrays import draw_model_inputs, read_npz
+from autosched.tools.packages import open_package
 from autosched.tools.sides import run_onnxruntime
 
 # Rounding errors of a deep model grow with its depth, for everybody: a model that is further off
@@ -91,7 +92,7 @@ def verify(model: Path | str, kernels: Path | str, *, inputs: Path | str | None 
     Args: kernels: folder of the package; inputs: an .npz file, else random ones by `seed`.
     Raises: ModelError, PackageError.
     """
-    tuned = load(kernels)
+    tuned = open_package(model, kernels).model
     graph = load_model(model, {v.name: v.shape for v in tuned.inputs})
     arrays = draw_model_inputs(graph, seed) if inputs is None else read_npz(Path(inputs))
     outputs = tuple(_outputs(tuned, graph, Path(model), arrays))

@@ -188,6 +188,14 @@ class Model:
             yield StepValues(self._name(step), step.kernel, copies)
         del keep
 
+    def bound_step(self, inputs: Mapping[str, Any], number: int) -> Callable[[], None]:
+        """One step of the plan, to be called again and again on what the steps before it made."""
+        arrays = self._take(inputs)
+        frame = _Frame(self)
+        made = self._aim(frame, arrays)
+        self._call(partial(_run_all, frame.calls[: number + 1]))
+        return partial(self._call, _Held(frame.calls[number : number + 1], (frame, arrays, made)))
+
     def _name(self, step: Step) -> str:
         if step.kernel is None:
             return step.island or ""
@@ -250,6 +258,16 @@ class Model:
         same = next(v for v in self.outputs if self.layout.root(v.name) == root)
         array = results[same.name]
         return array.view(STORAGE[same.dtype])
+
+
+class _Held:
+    """Calls, and what must live as long as they do."""
+
+    def __init__(self, calls: Sequence[tuple[Callable[..., int], Any]], memory: object) -> None:
+        self._calls, self._memory = calls, memory
+
+    def __call__(self) -> None:
+        _run_all(self._calls)
 
 
 def _run_all(calls: Sequence[tuple[Callable[..., int], tuple[Any, ...]]]) -> None:
