@@ -234,7 +234,10 @@ class _Tile:
                 raise InterpError(f"{describe(node)}: {handle.attr[0]!r} gets a value that was "
                                   "read out of range, stale or before it was stored")  # fmt: skip
         stored = Named(machine.xp.cast(value.data, dtype, machine.rounding), value.dims, value.bad)
-        machine.xp.write(data, known, at, stored, mask)
+        try:
+            machine.xp.write(data, known, at, stored, mask)
+        except ValueError as error:
+            raise InterpError(f"{describe(node)} {handle.attr[0]!r}: {error}") from error
 
 
 def _communicates(loop: Node) -> tuple[Node, ...]:

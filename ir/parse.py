@@ -33,21 +33,25 @@ class _Parser(Reader):
         packs: list[Pack] = []
         body: list[Node] = []
         while self.row < len(self.lines):
+            number = self.line.number
             if self.line.depth:
                 raise self.fail("unexpected indentation")
-            word = self.peek().text
-            if word == "axis":
-                self._axis()
-            elif word == "in":
-                inputs.append(self._in())
-            elif word == "out":
-                output, value = self._out()
-                outputs.append(output)
-                body += [value] if value is not None else []
-            elif word == "pack":
-                packs.append(self._pack())
-            else:
-                body += self._one()
+            try:
+                match self.peek().text:
+                    case "axis":
+                        self._axis()
+                    case "in":
+                        inputs.append(self._in())
+                    case "out":
+                        output, value = self._out()
+                        outputs.append(output)
+                        body += [value] if value is not None else []
+                    case "pack":
+                        packs.append(self._pack())
+                    case _:
+                        body += self._one()
+            except IRError as error:
+                raise ParseError(number, str(error)) from error
         return Program(level, tuple(inputs), tuple(outputs), tuple(body), tuple(packs))
 
     def _axis(self) -> None:
@@ -165,6 +169,8 @@ class _Parser(Reader):
             said = self.line.tokens[start : self.at]
         self.take("=")
         node = self._form()
+        if self.row == row:
+            self.end()
         if said is not None:
             self._agree(row, said, node)
         if label in self.values:
