@@ -69,10 +69,6 @@ def _variadic(name: str, mean: bool = False) -> Callable[[Call], Tensor]:
     return build
 
 
-def _add(call: Call) -> Tensor:
-    return _arith("add")(call)
-
-
 def _arith(name: str) -> Callable[[Call], Tensor]:
     def build(call: Call) -> Tensor:
         a, b = call.x(0), call.x(1)
