@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import networkx as nx
 
-from autosched.ir.count import nbytes
+from autosched.ir.count import factors, nbytes
 from autosched.ir.node import Node
 from autosched.ir.stages import Stage, same_axes
 from autosched.ir.target import Target
+from autosched.ir.views import walk_values
 
 # Time to start a parallel region and wait for its end, measured on 2 cores.
 LAUNCH_US = 5.0
@@ -25,6 +26,7 @@ SCRATCH_ROWS = 16  # rows of a block whose intermediate values must fit the L2 c
 SMALL_WORK = 65536.0  # weighted operations below which one core is as good as all
 # Bandwidth of each cache, in multiples of the memory's, as measured on server cores.
 L2_SPEED, L3_SPEED = 12.0, 4.0
+MIN_GAIN_US = 1.0  # a chain of contractions must win more than this
 SIMPLE_SHARE = 0.25  # share of the peak rate that maps reach
 
 
@@ -34,10 +36,15 @@ class Options:
 
     siblings: equal contractions of one input (Q, K and V) become one task.
     rows_after_contraction: row statistics (a norm) join the contraction that feeds them.
+    chains_of_weights: contractions with constant operands join chains, too. Those operands are
+        packed once for a tile of their own, so that a chain takes more from them.
+    maps_into_consumers: a map that one contraction reads, with no part twice, joins it.
     max_contractions: how many contractions, one after the other, a group may hold.
     """
 
     siblings: bool = True
+    chains_of_weights: bool = False
+    maps_into_consumers: bool = False
     rows_after_contraction: bool = False
     max_contractions: int = 2
     max_siblings: int = 4
@@ -114,19 +121,27 @@ def move_us(size: float, working_set: float, target: Target) -> float:
 def saved_us(
     members: Sequence[Stage], group_of: Mapping[int, int], outside: set[int], target: Target
 ) -> float:
-    """Microseconds less for values that need not be stored, or not be read again, and for
-    kernels that need not be started. `outside`: the stages whose value others need too."""
+    """Microseconds less for values that need not be stored, or not be read again.
+
+    `outside`: the stages whose value others need too. Kernels that need not be started count
+    where more bytes vanish than are stored: else a chain only takes freedom from its parts.
+    """
     inside = {s.index: s for s in members}
     crossing: dict[int, set[int]] = {}
     for stage in members:
         for producer in stage.sources.values():
             if producer in inside and group_of[producer] != group_of[stage.index]:
                 crossing.setdefault(producer, set()).add(group_of[stage.index])
-    total = (len({group_of[i] for i in inside}) - 1) * LAUNCH_US
+    vanish = sum(nbytes(s.node) for s in members if s.index not in outside)
+    stored = sum(nbytes(s.node) for s in members if s.index in outside)
+    launches = len({group_of[i] for i in inside}) - 1
+    total = launches * LAUNCH_US if vanish > stored else 0.0
     for producer, readers in crossing.items():
         size = nbytes(inside[producer].node)
         passes = len(readers) + (producer not in outside)
-        total += move_us(passes * size, size / target.cores, target)
+        # At least the second level: another core may have written what one reads.
+        level = max(size / target.cores, target.l1_bytes)
+        total += move_us(passes * size, level, target)
     return total
 
 
@@ -169,6 +184,12 @@ class Groups:
         self.members: dict[int, list[int]] = {n: [n] for n in graph}
         self.quotient: nx.DiGraph = graph.copy()
         self.graph = graph
+        self.constant: set[int] = set()  # stages made of weights alone, computed once
+        for stage in stages:
+            known = (i in self.constant for i in stage.sources.values())
+            leaves = (v.attr[3] == "weight" for v in stage.reads if v not in stage.sources)
+            if all(known) and all(leaves):
+                self.constant.add(stage.index)
 
     def of(self, group: int) -> list[Stage]:
         return [self.stages[i] for i in sorted(self.members[group])]
@@ -177,8 +198,11 @@ class Groups:
         return [self.stages[i] for i in sorted(i for g in set(groups) for i in self.members[g])]
 
     def joinable(self, groups: Iterable[int]) -> bool:
-        """Whether no value would go from the groups to another group or island and back."""
+        """Whether no value would go from the groups to another group or island and back, and
+        nothing that is constant would be computed in every call."""
         merged = set(groups)
+        if len({s.index in self.constant for s in self.union(merged)}) > 1:
+            return False
         seen: set[int] = set()
         stack = [s for g in merged for s in self.quotient.successors(g) if s not in merged]
         while stack:
@@ -231,7 +255,8 @@ def fuse(groups: Groups, options: Options) -> None:
     """Joins groups: rows, then chains of contractions, then maps into their only consumer."""
     _join_rows(groups, options)
     _join_chains(groups, options)
-    _join_maps(groups)
+    if options.maps_into_consumers:
+        _join_maps(groups)
 
 
 def _join_rows(groups: Groups, options: Options) -> None:
@@ -272,10 +297,10 @@ def _join_chains(groups: Groups, options: Options) -> None:
                 )
                 chain = sorted({first, stage.index, *between})
                 gain = _gain(groups, chain, options)
-                if gain > 0:
+                if gain > MIN_GAIN_US:
                     chains.append((-gain, chain))
     for _, chain in sorted(chains):
-        if _gain(groups, chain, options) > 0:
+        if _gain(groups, chain, options) > MIN_GAIN_US:
             groups.join(groups.group_of[i] for i in chain)
 
 
@@ -304,12 +329,24 @@ def _gain(groups: Groups, chain: Sequence[int], options: Options) -> float:
     if len(merged) == 1 or groups.contractions(merged) > options.max_contractions:
         return 0.0
     members = groups.union(merged)
+    if not options.chains_of_weights and any(map(_has_weight_factor, members)):
+        return 0.0
     if not groups.joinable(merged) or not groups.fits(members):
         return 0.0
     outside = groups.needed_outside(members)
     common = common_axes(members)
     saved = saved_us(members, groups.group_of, outside, groups.target)
     return saved - reread_us(members, common, groups.target)
+
+
+def _has_weight_factor(stage: Stage) -> bool:
+    """Whether a factor of a contraction is a function of weights alone."""
+    for loop in stage.loops:
+        for factor in factors(loop) or ():
+            leaves = [n for n in walk_values(factor) if n.op == "input"]
+            if leaves and all(n.attr[3] == "weight" for n in leaves):
+                return True
+    return False
 
 
 def _join_maps(groups: Groups) -> None:

@@ -35,9 +35,13 @@ class _Facts:
         return tuple(n for n in self.values if factors(n) is not None)
 
     @cached_property
-    def spaces(self) -> int:
-        """Number of contractions that do not run over the same axes."""
-        return len({_space(n) for n in self.contractions})
+    def chained(self) -> bool:
+        """Whether a contraction is made of another one."""
+        return any(
+            factors(below) is not None
+            for node in self.contractions
+            for below in walk_values(*node.src)
+        )
 
     @cached_property
     def statistics(self) -> tuple[str, ...]:
@@ -58,7 +62,7 @@ class _Facts:
     @cached_property
     def gates(self) -> bool:
         """Whether an epilogue multiplies two contractions of one input."""
-        return len(self.contractions) > len(self.program.body) and self.spaces == 1
+        return len(self.contractions) > len(self.program.body) and not self.chained
 
     def follows(self, fn: str) -> bool:
         return any(n.op == "map" and split_name(n.attr[0])[0] == fn for n in self.after)
@@ -71,10 +75,6 @@ class _Facts:
             and any(_kind(s) == kind and (kind == "weight" or s.free == n.free) for s in n.src)
             for n in self.values
         )  # fmt: skip
-
-
-def _space(node: Node) -> frozenset[tuple[str, object]]:
-    return frozenset(axis for s in node.src for axis in s.free)
 
 
 def _kind(node: Node) -> str:
@@ -91,8 +91,8 @@ def _silu(f: _Facts) -> bool:
 # First match names the kernel; then every match of the second table is appended.
 _KINDS: tuple[tuple[str, Callable[[_Facts], bool]], ...] = (
     ("recurrence", lambda f: any(n.op in ("scan", "fold") for n in f.values)),
-    ("attention", lambda f: f.spaces > 1 and "max" in f.statistics and "exp" in f.functions),
-    ("gemm_chain", lambda f: f.spaces > 1),
+    ("attention", lambda f: f.chained and "max" in f.statistics and "exp" in f.functions),
+    ("gemm_chain", lambda f: f.chained),
     ("gated_gemm", lambda f: f.gates),
     ("gemm", lambda f: bool(f.contractions)),
     ("softmax", lambda f: "max" in f.statistics and "exp" in f.functions),

@@ -20,7 +20,7 @@ from autosched.ir.graph import GraphValue, ModelGraph
 from autosched.ir.naming import describe, public_name
 from autosched.ir.node import Node, Output, Program
 from autosched.ir.ops import const, input_
-from autosched.ir.prepare import lift
+from autosched.ir.prepare import prepare
 from autosched.ir.stages import (
     Root,
     Stage,
@@ -99,7 +99,10 @@ class Partition:
         return next(t for t in self.tasks if t.key == key)
 
 
-def partition(graph: ModelGraph, target: Target, options: Options = Options()) -> Partition:  # noqa: B008
+DEFAULT = Options()
+
+
+def partition(graph: ModelGraph, target: Target, options: Options = DEFAULT) -> Partition:
     """The tasks and steps of a model on a target. Weights stay inputs of kind "weight" in the
     programs of the tasks, so that a schedule may pack them."""
     roots = _roots(graph)
@@ -117,7 +120,7 @@ def _roots(graph: ModelGraph) -> tuple[Root, ...]:
     asked: list[GraphValue] = [*graph.outputs]
     for island in graph.islands:
         asked.extend(v for v in island.inputs if not _is_stored(v))
-    nodes = lift([v.node for v in asked])
+    nodes = prepare([v.node for v in asked])
     return tuple(
         strip_views(Root(v.name, node, v.dims, v.extents, v.shape)) for v, node in zip(asked, nodes)
     )
@@ -208,11 +211,13 @@ def _handle(node: Node) -> Node:
 
 
 def _cheap(groups: Groups, target: Target) -> list[Node]:
-    """Stages of maps alone that would be a kernel of their own but cost less computed again."""
+    """Stages of maps alone that would be a kernel of their own in every call, but cost less
+    computed again."""
     out = []
     for stage in groups.stages:
         alone = len(groups.members[groups.group_of[stage.index]]) == 1
-        if stage.loops or stage.roots or not alone:
+        constant = stage.index in groups.constant
+        if stage.loops or stage.roots or constant or not alone:
             continue
         users = [groups.stages[u] for u in groups.graph.successors(stage.index) if u >= 0]
         if recompute_us(stage, users, target) <= store_us(stage.node, target):
@@ -325,7 +330,6 @@ def _assembled(
     taken = {*values, *graph.weights, *(r.name for r in roots)}
     names = _names(made, taken)
     handles = _stored_handles(made, names)
-    fixed = {*graph.weights}
     steps: list[Step] = []
     runs: dict[Program, list[int]] = {}
     keys: dict[Program, str] = {}
@@ -345,9 +349,8 @@ def _assembled(
         program = kernel.form.program
         keys.setdefault(program, program.key)
         runs.setdefault(program, []).append(len(steps))
-        constant = all(name in fixed for name in kernel.reads)
+        constant = groups.members[group][0] in groups.constant
         outputs = tuple(name for name, _, _ in kernel.stores)
-        fixed |= set(outputs) if constant else set()
         steps.append(KernelStep(keys[program], kernel.reads, outputs, constant))
     tasks = [_task(program, keys[program], len(at)) for program, at in runs.items()]
     return Partition(_distinct(tasks), tuple(steps), values)

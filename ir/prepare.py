@@ -1,84 +1,147 @@
-"""A model's values in, equal ones out in which equal work and epilogues are easy to see.
+"""A model's values in, equal ones out in which equal axes have one name and sums are bare.
 
-`lift` moves renamings from producers to consumers and constant factors out of sums:
-
-    before:  sum(d, (q[b,s,d] read at s=i) * c * k[j,d])      x + (lin[m,n] read at n=c)
-    after:   sum(d, (q[b,s,d] read at s=i) * k[j,d]) * c      (x read at c=n + lin) read at n=c
+before:  x[m,c] + (sum(k, a[m,k] * w[k,n]) read at n = c)      sum(d, q[i,d] * c * k[j,d])
+after:   x[m,c] +  sum(k, a[m,k] * w[k, n = c])                sum(d, q[i,d] * k[j,d]) * c
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from autosched.ir.index import renaming
+from autosched.ir.index import renaming, substitute, tidy
 from autosched.ir.node import Node
-from autosched.ir.ops import get, rename
+from autosched.ir.ops import iota, reaxis, rename
 from autosched.ir.scalar import split_name
-from autosched.ir.views import walk_values
+from autosched.ir.views import operands, walk_values
 
 _HOIST_TYPES = ("float64", "float32")  # a narrower type may overflow without its factor
+Names = Mapping[str, str]  # old name -> new name, of every axis
 
 
-def lift(roots: Sequence[Node]) -> tuple[Node, ...]:
-    """The roots with renamings late and constant factors outside of sums."""
+def prepare(roots: Sequence[Node]) -> tuple[Node, ...]:
+    """The roots with renamings moved to where values are made, and constant factors moved out
+    of sums."""
+    return _hoist(_rename_early(roots))
+
+
+# ---- renamings early ---------------------------------------------------------------------------
+
+
+def _rename_early(roots: Sequence[Node]) -> tuple[Node, ...]:
+    """The roots with each value computed in the axes that all of its readers rename it to."""
+    values = list(walk_values(*roots))
+    asked: dict[Node, list[dict[str, str]]] = {}
+    for root in roots:
+        asked.setdefault(root, []).append(_same(root))
+    names: dict[Node, dict[str, str]] = {}
+    for node in reversed(values):
+        wishes = asked[node]
+        agreed = all(w == wishes[0] for w in wishes) and _may_rename(node)
+        names[node] = wishes[0] if agreed else _same(node)
+        for source, wish in _wishes(node, names[node]):
+            asked.setdefault(source, []).append(wish)
     memo: dict[Node, Node] = {}
-    depth: dict[Node, int] = {}
-    for node in walk_values(*roots):
-        count = 1 if node.op == "reaxis" else len(node.src)
-        src = (*(memo[s] for s in node.src[:count]), *node.src[count:])
-        new = node if src == node.src else Node(node.op, src, node.attr)
-        new = _hoisted(new) if new.op == "reduce" else new
-        new = _late(new, depth) if new.op == "map" else new
-        memo[node] = new
-        depth.setdefault(new, 1 + max((depth.get(s, 0) for s in new.src[:count]), default=0))
+    for node in values:
+        src = tuple(
+            _renamed(memo[s], names[s], wish) for s, wish in _wishes(node, names[node])
+        )  # fmt: skip
+        memo[node] = _rebuilt(node, src, names[node])
     return tuple(memo[root] for root in roots)
 
 
-# ---- renamings late ----------------------------------------------------------------------------
+def _same(node: Node) -> dict[str, str]:
+    return {a: a for a, _ in node.free}
 
 
-def _late(node: Node, depth: dict[Node, int]) -> Node:
-    """A map of a renamed value as a renamed map, if the value has every axis of the map."""
-    views = [
-        s for s in node.src
-        if s.op == "reaxis" and s.src[0].op not in ("input", "iota")
-        and renaming(s) is not None and set(s.names) == set(node.names)
-    ]  # fmt: skip
-    if not views or node.carries:
-        return node
-    view = max(views, key=lambda v: depth.get(v, 0))  # the one computed last
-    names = renaming(view) or {}
-    back = {new: old for old, new in names.items()}
-    src = tuple(view.src[0] if s is view else _renamed(s, back) for s in node.src)
-    return _renamed(Node(node.op, src, node.attr), names)
+def _may_rename(node: Node) -> bool:
+    """Whether a value can be computed in axes of other names at no cost."""
+    if node.carries:
+        return False
+    if node.op == "reduce":
+        return len(node.types) == 1
+    return node.op in ("map", "iota", "const") or renaming(node) is not None
 
 
-def _renamed(value: Node, names: dict[str, str]) -> Node:
-    """`value` with axes renamed at once; a renaming that undoes another one cancels it."""
-    before = renaming(value)
-    if before is None:
-        return rename(value, names)
-    inner = value.src[0]
-    both = {a: names.get(before.get(a, a), before.get(a, a)) for a in inner.names}
-    return rename(inner, both)
-
-
-# ---- constant factors out of sums ---------------------------------------------------------------
-
-
-def _hoisted(node: Node) -> Node:
-    """sum(c * x) as c * sum(x)."""
-    if node.attr[0] != "sum" or node.dtype not in _HOIST_TYPES:
-        return node
-    body, found = _without_factors(node.src[0])
-    out = get(Node(node.op, (body,), node.attr))
-    for fn, factor in found:
-        out = Node("map", (out, factor), (fn,))
+def _bound(node: Node, names: Names) -> dict[str, str]:
+    """New names of the axes that a reduce binds: their own, unless a free axis has got it."""
+    taken = set(names.values())
+    out = {}
+    for axis in node.attr[1]:
+        new = axis
+        while new in taken:
+            new += "'"
+        taken.add(new)
+        out[axis] = new
     return out
 
 
+def _wishes(node: Node, names: Names) -> Iterator[tuple[Node, dict[str, str]]]:
+    """For each operand the names in which a node over `names` reads its axes."""
+    table = dict(names)
+    if node.op == "reduce" and _may_rename(node):
+        table |= _bound(node, names)
+    view = renaming(node) if not node.carries else None
+    for source in operands(node):
+        if view is not None:
+            yield source, {a: names[view.get(a, a)] for a in source.names}
+        elif node.op == "map" or (node.op == "reduce" and _may_rename(node)):
+            yield source, {a: table[a] for a, _ in source.free}
+        else:
+            yield source, _same(source)
+
+
+def _renamed(value: Node, have: Names, want: Names) -> Node:
+    """`value`, whose axes are called as `have` says, with the names of `want`."""
+    return rename(value, {have[a]: want[a] for a in have if have[a] != want[a]})
+
+
+def _rebuilt(node: Node, src: tuple[Node, ...], names: Names) -> Node:
+    if node.op == "iota":
+        return iota(names[node.attr[0]], *node.attr[1:])
+    if node.op == "reaxis":
+        if renaming(node) is not None and not node.carries:
+            return src[0]
+        env = {a: iota(new, dict(node.free)[a]) for a, new in names.items() if a != new}
+        at = {a: tidy(substitute(e, env)) for a, e in zip(node.attr[0], node.src[1:])}
+        return reaxis(src[0], at | {a: e for a, e in env.items() if a in src[0].names})
+    attr = node.attr
+    if node.op == "reduce" and _may_rename(node):
+        bound = _bound(node, names)
+        attr = (attr[0], tuple(bound[a] for a in attr[1]))
+    return node if (src, attr) == (node.src, node.attr) else Node(node.op, src, attr)
+
+
+# ---- constant factors out of sums --------------------------------------------------------------
+
+
+def _hoist(roots: Sequence[Node]) -> tuple[Node, ...]:
+    """sum(c * x) as c * sum(x)."""
+    memo: dict[Node, Node] = {}
+    for node in walk_values(*roots):
+        src = (*(memo[s] for s in operands(node)), *node.src[len(operands(node)) :])
+        new = node if src == node.src else Node(node.op, src, node.attr)
+        memo[node] = _hoisted(new) if new.op == "reduce" else new
+    return tuple(memo[root] for root in roots)
+
+
+def _hoisted(node: Node) -> Node:
+    if node.attr[0] != "sum" or node.dtype not in _HOIST_TYPES:
+        return node
+    body, found = _without_factors(node.src[0])
+    if not found:
+        return node
+    factor = 1.0
+    for fn, constant in found:
+        value = constant.attr[0]
+        factor = factor * value if fn == "mul" else factor / value
+    return Node(node.op, (body,), node.attr) * factor
+
+
 def _without_factors(node: Node) -> tuple[Node, list[tuple[str, Node]]]:
-    """`node` without the constants it is multiplied with or divided by, and those."""
+    """`node` without the constants it is multiplied with or divided by, and those.
+
+    A constant that follows other maps stays: it is part of their value, which may be stored.
+    """
     if node.op == "reaxis":
         value, found = _without_factors(node.src[0])
         return (Node(node.op, (value, *node.src[1:]), node.attr) if found else node), found
@@ -86,12 +149,13 @@ def _without_factors(node: Node) -> tuple[Node, list[tuple[str, Node]]]:
     if fn not in ("mul", "div"):
         return node, []
     a, b = node.src
-    if b.op == "const":
+    if a.op == "const" and fn == "mul":
+        a, b = b, a
+    if b.op == "const" and (fn == "mul" or b.attr[0]):
         value, found = _without_factors(a)
-        return value, [*found, (fn, b)]
-    if fn == "mul" and a.op == "const":
-        value, found = _without_factors(b)
-        return value, [*found, (fn, a)]
+        if found or value.op in ("reaxis", "input", "take"):
+            return value, [*found, (fn, b)]
+        return node, []
     if fn == "div":
         return node, []
     left, found_left = _without_factors(a)
