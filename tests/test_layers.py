@@ -34,7 +34,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
 OWNERS: dict[str, set[str]] = {
     "tvm": {"codegen/tvm_import.py"},
     "tvm_ffi": {"codegen/runtime/native.py", "codegen/tvm_import.py"},
-    "onnx": {"ir/frontend/onnx.py", "autosched/examples.py", "tools/export_examples.py"},
+    "onnx": {
+        "ir/frontend/onnx.py", "autosched/examples.py", "tools/export_examples.py",
+        "tools/subgraph.py",
+    },
     "google": {"ir/frontend/onnx.py"},  # protobuf, for the errors of onnx
     "onnxruntime": {"codegen/runtime/island.py", "tools/peers.py", "tools/sides.py"},
     "torch": {
