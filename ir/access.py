@@ -77,3 +77,8 @@ def reductions(nest: Nest) -> tuple[Node, ...]:
         else:
             stack.extend(node.src)
     return tuple(out)
+
+
+def bound_axes(node: Node) -> tuple[str, ...]:
+    """The axes that a reduce or a fold runs over."""
+    return tuple(node.attr[1]) if node.op == "reduce" else (str(node.attr[0]),)

@@ -169,3 +169,8 @@ def trip_count(loop: Loop) -> Extent | None:
     if loop.lo.op == "const" and loop.hi.op == "const":
         return int(loop.hi.attr[0]) - int(loop.lo.attr[0])
     return None
+
+
+def updates_itself(nest: Nest) -> bool:
+    """Whether the nest reads what it stores to, so that no element may be done twice."""
+    return nest.handle in buffers_read(nest.value)
