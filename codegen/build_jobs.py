@@ -9,13 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autosched.codegen import tvm_api
 from autosched.codegen.build import BuiltKernel, Request, compile_kernels
 from autosched.codegen.reference import read_program, reference
 from autosched.codegen.runtime.spec import arg_to_json
 from autosched.codegen.task_files import write_data
 from autosched.ir.rules.action import Illegal
 from autosched.ir.schedule import Schedule
-from autosched.ir.target import parse_target
+from autosched.ir.target import host_target, parse_target
+
+
+def warm_up() -> None:
+    """Loads TVM, which takes seconds."""
+    host = host_target()
+    tvm_api.target(host.arch, host.features)
 
 
 def prepare(folder: str, seed: int) -> None:

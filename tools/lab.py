@@ -17,6 +17,7 @@ from typing import Any
 
 from autosched.codegen.jobs import Failed, Job, Ok, Outcome, Stage
 from autosched.codegen.measure import Timing
+from autosched.codegen.pairing import Side
 from autosched.codegen.reference import write_program
 from autosched.codegen.task_files import has_data
 from autosched.codegen.workers import WorkerPool
@@ -31,10 +32,12 @@ SYMBOL = "candidate"
 class Jobs:
     """The functions that workers run, as "module:function"."""
 
+    warm_up: str = "autosched.codegen.build_jobs:warm_up"
     prepare: str = "autosched.codegen.build_jobs:prepare"
     build: str = "autosched.codegen.build_jobs:build"
     measure: str = "autosched.codegen.measure_jobs:measure"
     together: str = "autosched.codegen.measure_jobs:measure_together"
+    side: str = "autosched.codegen.measure_jobs:side"
     packages: tuple[str, ...] = ("autosched",)
 
 
@@ -86,6 +89,9 @@ class Attempt:
         return self.status is Status.OK
 
 
+JOBS, LIMITS = Jobs(), Limits()
+
+
 class Lab:
     """Worker processes and the folders of the tasks; use as a context manager.
 
@@ -94,7 +100,7 @@ class Lab:
 
     def __init__(
         self, folder: Path, target: str, threads: int, seed: int = 0, *, build_workers: int = 2,
-        jobs: Jobs = Jobs(), limits: Limits = Limits(),
+        jobs: Jobs = JOBS, limits: Limits = LIMITS,
     ) -> None:  # fmt: skip
         self.folder, self.target, self.threads, self.seed = folder, target, threads, seed
         self.jobs, self.limits = jobs, limits
@@ -123,6 +129,11 @@ class Lab:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+    def warm_up(self) -> None:
+        """Has the workers load what they need; returns at once."""
+        for _ in range(self._build_workers):
+            self._builders.submit(Job(self.jobs.warm_up, {}, Stage.BUILD, self.limits.prepare_s))
 
     # -- tasks -----------------------------------------------------------------------------
 
@@ -164,25 +175,31 @@ class Lab:
         for attempt in self.build(key, schedules):
             yield attempt if attempt.built is None else self._measure(key, attempt, stop_above_us)
 
-    def build(
-        self, key: str, schedules: Sequence[Schedule], symbols: Sequence[str] | None = None,
-        target: str | None = None, sources: bool = False,
-    ) -> list[Attempt]:  # fmt: skip
+    def build(self, key: str, schedules: Sequence[Schedule]) -> list[Attempt]:
         """Compiles schedules, many in one library; an Attempt for each, OK where it is built."""
-        names = symbols or [f"{SYMBOL}{next(self._numbers)}" for _ in schedules]
-        pairs = list(zip(schedules, names, strict=True))
+        pairs = [(schedule, f"{SYMBOL}{next(self._numbers)}") for schedule in schedules]
         share = -(-len(pairs) // self._workers())
         chunks = [pairs[n : n + share] for n in range(0, len(pairs), max(share, 1))]
-        jobs = [self._build_job(key, chunk, target, sources) for chunk in chunks]
+        jobs = [self._build_job(key, chunk) for chunk in chunks]
         out: list[Attempt] = []
         for chunk, job, outcome in zip(chunks, jobs, self._builders.map(jobs)):
             if isinstance(outcome, Failed) and len(chunk) > 1:
                 # One of them kills the worker or the library: each on its own shows which.
-                singles = [self._build_job(key, [pair], target, sources) for pair in chunk]
+                singles = [self._build_job(key, [pair]) for pair in chunk]
                 for pair, single, alone in zip(chunk, singles, self._builders.map(singles)):
                     out += _built([pair], single, alone)
             else:
                 out += _built(chunk, job, outcome)
+        return out
+
+    def compile(
+        self, wanted: Sequence[tuple[str, Schedule, str]], target: str, sources: bool = False
+    ) -> list[Attempt]:
+        """Compiles (task, schedule, symbol) each into a library of its own, for any target."""
+        jobs = [self._build_job(k, [(s, symbol)], target, sources) for k, s, symbol in wanted]
+        out: list[Attempt] = []
+        for (_, schedule, symbol), job, outcome in zip(wanted, jobs, self._builders.map(jobs)):
+            out += _built([(schedule, symbol)], job, outcome)
         return out
 
     def finals(self, key: str, attempts: Sequence[Attempt]) -> list[Timing] | None:
@@ -196,10 +213,11 @@ class Lab:
                                          self.limits.measure_s * max(len(rows), 1)))  # fmt: skip
         return [Timing.from_json(t) for t in outcome.value] if isinstance(outcome, Ok) else None
 
-    @property
-    def measurer(self) -> WorkerPool:
-        """The process that measures, for paired measurements."""
-        return self._measurer
+    def side(self, key: str, built: Built) -> Side:
+        """A candidate as one side of a paired measurement."""
+        return Side(self._measurer, self.jobs.side, {
+            "folder": str(self.place(key)), "candidate": built.text, "threads": self.threads,
+        })  # fmt: skip
 
     # -- inside ----------------------------------------------------------------------------
 
@@ -207,8 +225,9 @@ class Lab:
         return self._build_workers
 
     def _build_job(
-        self, key: str, pairs: Sequence[tuple[Schedule, str]], target: str | None, sources: bool
-    ) -> Job:
+        self, key: str, pairs: Sequence[tuple[Schedule, str]], target: str | None = None,
+        sources: bool = False,
+    ) -> Job:  # fmt: skip
         library = self.place(key) / f"{next(self._numbers)}.so"
         kwargs = {
             "folder": str(self.place(key)), "schedules": [s.to_json() for s, _ in pairs],

@@ -9,6 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+from autosched.codegen.runtime.errors import PackageError
+
+
+class TuningError(PackageError):
+    """A tuning that can't go on; the text says why and what may help."""
+
+
 # ---- events ------------------------------------------------------------------------------------
 
 # In this order; a stage that has nothing to do is left out.

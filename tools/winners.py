@@ -1,0 +1,93 @@
+"""Chosen schedules in, the kernels of a package out: compiled once more, each on its own.
+
+A kernel for a CPU with wide vectors comes with builds for lesser ones, of the same schedule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autosched.codegen.artifact import Build, Kernel
+from autosched.codegen.runtime.spec import arg_from_json
+from autosched.ir.partition import Task
+from autosched.ir.schedule import Schedule
+from autosched.ir.target import X86_LEVELS, Target, parse_target
+from autosched.ir.text import to_text
+from autosched.tools.lab import Attempt, Lab
+
+# Levels for which fallback builds are made, best first. Below v2 lies hardware of before 2009.
+FALLBACKS = ("x86-64-v3", "x86-64-v2")
+
+
+class CompileError(RuntimeError):
+    """A schedule that was measured does not compile any more: a bug, or a full disk."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a task, with what the package tells about its speed."""
+
+    task: Task
+    schedule: Schedule
+    tuned_us: float | None
+    peer_us: float | None
+
+
+def compile_winners(
+    lab: Lab, target: Target, choices: Sequence[Choice], toolchain: str
+) -> dict[str, Kernel]:
+    """A kernel for each choice, by task key.
+
+    Raises: CompileError where a schedule fails on the target it was measured on.
+    """
+    wanted = [(c.task.key, c.schedule, c.task.public_name) for c in choices]
+    main = lab.compile(wanted, lab.target, sources=True)
+    lesser = {level: lab.compile(wanted, f"cpu:{level}") for level in _levels(target)}
+    out = {}
+    for n, (choice, attempt) in enumerate(zip(choices, main, strict=True)):
+        if attempt.built is None:
+            raise CompileError(f"{choice.task.public_name} can't be compiled: {attempt.error}")
+        fallbacks = {level: found[n] for level, found in lesser.items()}
+        out[choice.task.key] = _kernel(choice, attempt, fallbacks, target, toolchain)
+    return out
+
+
+def _levels(target: Target) -> tuple[str, ...]:
+    """The levels that lie below a target and are all it has in common with lesser CPUs."""
+    if target.arch != "x86_64":
+        return ()
+    have = set(target.features)
+    return tuple(level for level in FALLBACKS if set(X86_LEVELS[level]) < have)
+
+
+def _kernel(
+    choice: Choice, attempt: Attempt, fallbacks: Mapping[str, Attempt], target: Target,
+    toolchain: str,
+) -> Kernel:  # fmt: skip
+    assert attempt.built is not None
+    task, schedule = choice.task, choice.schedule
+    args = tuple(map(arg_from_json, attempt.built.args))
+    builds = tuple(
+        Build(Path(a.built.library).read_bytes(), parse_target(f"cpu:{level}").features)
+        for level, a in fallbacks.items()
+        # The signature is one: another layout of packed weights would need weights of its own.
+        if a.built is not None and tuple(map(arg_from_json, a.built.args)) == args
+        and not _needs(args, level)
+    )  # fmt: skip
+    return Kernel(
+        key=hashlib.sha256(f"{task.key} {schedule.text}".encode()).hexdigest()[:32],
+        public_name=task.public_name, doc=task.doc, symbol=attempt.built.symbol,
+        library=Path(attempt.built.library).read_bytes(), source=attempt.built.source,
+        definition=to_text(task.program), schedule=schedule.to_json(), args=args,
+        cpu_features=target.features, latency_us=choice.tuned_us, peer_us=choice.peer_us,
+        target=target.key, toolchain=toolchain, fallbacks=builds,
+    )  # fmt: skip
+
+
+def _needs(args: Sequence[object], level: str) -> bool:
+    """Whether a kernel needs more than a level has: fp16 without F16C calls into a library."""
+    halves = any(getattr(a, "dtype", "") == "float16" for a in args)
+    return halves and "f16c" not in X86_LEVELS[level]
