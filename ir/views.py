@@ -7,7 +7,7 @@ has both. What views remain are true index arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
 import networkx as nx
 
@@ -79,42 +79,69 @@ def reads_of(roots: Sequence[Node]) -> dict[Node, list[tuple[Node, Env]]]:
 # ---- sinking ----------------------------------------------------------------------------------
 
 
+Rows = Generator[tuple[Node, Env], Node, Node]  # asks for operands at indices, returns a value
+
+
 class _Sinker:
+    """Values at indices; rows are generators, so that deep graphs need no deep recursion."""
+
     def __init__(self) -> None:
         self._memo: dict[tuple[Node, tuple[tuple[str, Node], ...]], Node] = {}
         self._fresh = 0
 
     def at(self, node: Node, env: Env) -> Node:
         """`node` at `env` with all views at the leaves."""
-        env = {a: env[a] for a, _ in node.free if a in env and not is_identity(node, a, env[a])}
-        key = (node, tuple(env.items()))
-        if key not in self._memo:
-            row = _ROWS.get(node.op, _Sinker._leaf)
-            self._memo[key] = row(self, node, env)
-        return self._memo[key]
+        asked: tuple[Node, Env] | None = (node, env)
+        found: Node | None = None
+        stack: list[tuple[tuple[Node, tuple[tuple[str, Node], ...]], Rows]] = []
+        while True:
+            if asked is not None:
+                node, env = asked
+                kept = {
+                    a: env[a] for a, _ in node.free
+                    if a in env and not is_identity(node, a, env[a])
+                }  # fmt: skip
+                key = (node, tuple(kept.items()))
+                found = self._memo.get(key)
+                if found is None:
+                    stack.append((key, _ROWS.get(node.op, _Sinker._leaf)(self, node, kept)))
+            if not stack:
+                assert found is not None
+                return found
+            try:
+                asked = stack[-1][1].send(found)
+                found = None
+            except StopIteration as done:
+                found = self._memo[stack.pop()[0]] = done.value
+                asked = None
 
-    def _leaf(self, node: Node, env: Env) -> Node:
+    def _leaf(self, node: Node, env: Env) -> Rows:
         return read(node, env)
+        yield  # a generator like the other rows
 
-    def _same(self, node: Node, env: Env) -> Node:
-        return Node(node.op, tuple(self.at(s, env) for s in node.src), node.attr)
+    def _same(self, node: Node, env: Env) -> Rows:
+        src = []
+        for source in node.src:
+            src.append((yield source, env))
+        return Node(node.op, tuple(src), node.attr)
 
-    def _iota(self, node: Node, env: Env) -> Node:
+    def _iota(self, node: Node, env: Env) -> Rows:
         return substitute(node, env)
+        yield
 
-    def _loops(self, node: Node, env: Env) -> Node:
-        return read(self._same(node, {}), env)
+    def _loops(self, node: Node, env: Env) -> Rows:
+        return read((yield from self._same(node, {})), env)
 
-    def _get(self, node: Node, env: Env) -> Node:
-        return read(get(self.at(node.src[0], {}), node.attr[0]), env)
+    def _get(self, node: Node, env: Env) -> Rows:
+        return read(get((yield node.src[0], {}), node.attr[0]), env)
 
-    def _reaxis(self, node: Node, env: Env) -> Node:
+    def _reaxis(self, node: Node, env: Env) -> Rows:
         value, *exprs = node.src
         inner = {a: reindex(e, env) for a, e in zip(node.attr[0], exprs)}
         inner |= {a: e for a, e in env.items() if a in value.names and a not in inner}
-        return self.at(value, inner)
+        return (yield value, inner)
 
-    def _take(self, node: Node, env: Env) -> Node:
+    def _take(self, node: Node, env: Env) -> Rows:
         value, index = node.src
         axis = node.attr[0]
         inner = {a: e for a, e in env.items() if a != axis}
@@ -122,13 +149,13 @@ class _Sinker:
             self._fresh += 1
             fresh = f"{axis}~{self._fresh}"
             inner[axis], axis = iota(fresh, value.extent(axis)), fresh
-        at = self.at(index, env)
+        at = yield index, env
         if (where := coordinate(at)) is not None:
-            return self.at(value, {**inner, axis: where})
-        return Node("take", (self.at(value, inner), at), (axis,))
+            return (yield value, {**inner, node.attr[0]: where})
+        return Node("take", ((yield value, inner), at), (axis,))
 
 
-_ROWS: Mapping[str, Callable[[_Sinker, Node, Env], Node]] = {
+_ROWS: Mapping[str, Callable[[_Sinker, Node, Env], Rows]] = {
     "const": _Sinker._same,
     "iota": _Sinker._iota,
     "map": _Sinker._same,

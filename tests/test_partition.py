@@ -99,11 +99,13 @@ def test_attention_is_one_task(length: int, size: int, heads: int) -> None:
 
 def test_attention_over_keys_beyond_the_caches_is_not_fused() -> None:
     m = Model()
-    q, k, v = (m.arg(n, {"s": 1 << 17, f"c{n}": 256}) for n in "qkv")
+    q, k, v = (m.arg(n, {"s": 1024, f"c{n}": 256}) for n in "qkv")
     o, h, e = attention(m, q, k, v, ("cq", "ck", "cv"), "s", 2)
     i = next(a for a in o.names if a not in (h, e))
-    part = partition(m.graph({"o": (o, (i, h, e))}), CPU)
-    assert max(contractions(part)) == 1
+    graph = m.graph({"o": (o, (i, h, e))})
+    assert max(contractions(partition(graph, CPU))) == 2
+    small = replace(CPU, l1_bytes=1 << 12, l2_bytes=1 << 15, l3_bytes=1 << 16)
+    assert max(contractions(partition(graph, small))) == 1
 
 
 def test_grouped_heads_and_a_nan_guard_fuse_too() -> None:
@@ -267,6 +269,28 @@ def test_no_cycle_through_an_island() -> None:
     assert np.allclose(got["z"], expected["z"])
 
 
+def test_deep_chains_of_maps_under_a_view() -> None:
+    m = Model()
+    y = m.arg("x", {"s": 4, "c": 6})
+    for _ in range(2000):
+        y = y * 0.5
+    y = reaxis(y, {"c": iota("a", 2) * 3 + iota("b", 3)})
+    for _ in range(2000):
+        y = y + 1.0
+    part = partition(m.graph({"y": (y, ("s", "a", "b"))}), CPU)
+    assert len(part.steps) == 1 and part.tasks[0].program.outputs[0].extents == (24,)
+
+
+def test_a_narrow_mlp_is_a_chain_only_if_asked() -> None:
+    m = Model()
+    x = m.arg("x", {"s": 64, "c": 16})
+    h, f = m.linear(x, "c", 128)
+    y, n = m.linear(gelu(h), f, 16)
+    graph = m.graph({"y": (y, ("s", n))})
+    assert contractions(check(graph, m)) == [1, 1]
+    assert contractions(check(graph, m, chains_of_weights=True)) == [2]
+
+
 def test_steps_are_deterministic() -> None:
     def build() -> Partition:
         m = Model()
@@ -367,6 +391,7 @@ def test_examples(name: str, tmp_path: Path) -> None:
     check(graph, m, rows_after_contraction=True, chains_of_weights=True, maps_into_consumers=True)
 
 
+@pytest.mark.slow
 def test_tasks_of_the_examples_at_full_size(tmp_path: Path) -> None:
     """What is tuned for the two models of the demo; a change here changes every result."""
     found = {}
