@@ -51,8 +51,9 @@ def user_errors() -> tuple[type[Exception], ...]:
     from autosched.datasets.place import StoreError
     from autosched.ir.graph import ModelError
     from autosched.ir.target import TargetError
+    from autosched.tools.tuning import TuningError
 
-    return PackageError, StoreError, ModelError, TargetError, options.OptionError
+    return PackageError, StoreError, ModelError, TargetError, TuningError, options.OptionError
 
 
 def _command(function: Callable[..., Reply]) -> Callable[..., None]:

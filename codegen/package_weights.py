@@ -21,6 +21,11 @@ from autosched.codegen.runtime.pack import pack
 from autosched.codegen.runtime.spec import KernelArg, Step, pack_to_json
 
 
+def raw_name(packed: str) -> str:
+    """The name of the raw weight behind the name that a bound step uses."""
+    return packed.rpartition("@")[0]
+
+
 class WeightFile:
     """A weights.bin that grows as steps are bound to it; a context manager.
 

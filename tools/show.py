@@ -7,17 +7,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autosched.codegen.build import Request, lower
 from autosched.codegen.runtime.manifest import read
 from autosched.ir.frontend.onnx import load_model
 from autosched.ir.graph import ModelError
 from autosched.ir.node import Program
 from autosched.ir.partition import Task, partition
+from autosched.ir.rules import inline
 from autosched.ir.rules.action import Illegal
 from autosched.ir.schedule import Schedule, run_actions
-from autosched.ir.sketches import sketches
 from autosched.ir.target import Target, parse_target
 from autosched.ir.text import parse, to_text
+from autosched.tools.space import space
 
 LEVELS = ("algebra", "tile", "tvm")
 
@@ -100,12 +103,11 @@ def show(model: Path | str, *, task: int | None = None, level: str = "tile",
 
 
 def default_schedule(program: Program, target: Target) -> Schedule:
-    """The schedule that is tried before anything is known of a task."""
-    for sketch in sketches(program, target):
-        table = sketch.table()
-        if len(next(iter(table.values()))):
-            return sketch.schedule({name: int(column[0]) for name, column in table.items() if name})
-    raise ModelError("no sketch fits this task: please report it with the model")
+    """The schedule that the cost model puts first before anything is measured."""
+    found = space(program, target)
+    if isinstance(found, Illegal):
+        return Schedule("plain", inline.propose(program)[:1])
+    return found.schedule(int(np.argmin(found.features.column("analytic_us"))))
 
 
 def _views(task: Task, schedule: Schedule, target: Target, level: str) -> Iterator[View]:

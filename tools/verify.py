@@ -7,7 +7,7 @@ float64; every kernel, on the inputs that it meets in the model, with its defini
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,19 @@ from typing import Any
 import numpy as np
 
 from autosched.codegen.check import REL_L2_BOUND, compare
-from autosched.codegen.runtime.arrays import from_bfloat16
-from autosched.codegen.runtime.model import Model, StepValues
+from autosched.codegen.package_weights import raw_name
+from autosched.codegen.runtime.model import Model
 from autosched.codegen.runtime.spec import KernelArg
 from autosched.ir.frontend.onnx import load_model
 from autosched.ir.graph import ModelGraph
 from autosched.ir.interp import evaluate
 from autosched.ir.node import Output, Program, walk
+from autosched.ir.partition import partition
+from autosched.ir.target import parse_target
 from autosched.ir.text import parse
 from autosched.tools.arrays import draw_model_inputs, read_npz
 from autosched.tools.packages import open_package
+from autosched.tools.plan import RawConstant, constants_of, numbers
 from autosched.tools.sides import run_onnxruntime
 
 # Rounding errors of a deep model grow with its depth, for everybody: a model that is further off
@@ -92,11 +95,13 @@ def verify(model: Path | str, kernels: Path | str, *, inputs: Path | str | None 
     Args: kernels: folder of the package; inputs: an .npz file, else random ones by `seed`.
     Raises: ModelError, PackageError.
     """
-    tuned = open_package(model, kernels).model
-    graph = load_model(model, {v.name: v.shape for v in tuned.inputs})
+    package = open_package(model, kernels)
+    tuned = package.model
+    graph = load_model(model, package.shapes)
     arrays = draw_model_inputs(graph, seed) if inputs is None else read_npz(Path(inputs))
     outputs = tuple(_outputs(tuned, graph, Path(model), arrays))
-    return Verification(outputs, _kernels(tuned, arrays), tuned.digest)
+    constants = constants_of(graph, partition(graph, parse_target(package.target)))
+    return Verification(outputs, _kernels(tuned, arrays, constants), tuned.digest)
 
 
 # ---- the whole model ---------------------------------------------------------------------------
@@ -161,13 +166,15 @@ def _numbers(array: np.ndarray) -> np.ndarray:
 # ---- kernel by kernel --------------------------------------------------------------------------
 
 
-def _kernels(tuned: Model, arrays: Mapping[str, np.ndarray]) -> tuple[KernelCheck, ...]:
+def _kernels(tuned: Model, arrays: Mapping[str, np.ndarray],
+             constants: Mapping[str, RawConstant]) -> tuple[KernelCheck, ...]:
     programs = {key: parse(kernel.data["definition"]) for key, kernel in tuned.kernels.items()}
     found: dict[str, list[tuple[float, float, str | None]]] = {key: [] for key in programs}
-    for step in tuned.trace(arrays):
+    for (plan, _), step in zip(tuned.steps, tuned.trace(arrays), strict=True):
         if step.kernel is not None:
             args = tuned.kernels[step.kernel].args
-            found[step.kernel].append(_step(programs[step.kernel], args, step))
+            operands = _operands(args, plan.args, step.arrays, constants)
+            found[step.kernel].append(_step(programs[step.kernel], operands))
     return tuple(
         KernelCheck(
             tuned.kernels[key].data["public_name"], key, len(runs),
@@ -178,25 +185,40 @@ def _kernels(tuned: Model, arrays: Mapping[str, np.ndarray]) -> tuple[KernelChec
     )  # fmt: skip
 
 
-def _step(program: Program, args: tuple[KernelArg, ...],
-          step: StepValues) -> tuple[float, float, str | None]:
-    """(worst relative error, its bound, what is wrong or None) of one run of a kernel."""
-    given: dict[str, np.ndarray] = {}
-    made: dict[str, np.ndarray] = {}
-    dtypes: dict[str, str] = {}
-    for arg, array in zip((a for a in args if a.role != "workspace"), step.arrays):
-        name, dtype, shape = arg.name, arg.dtype, arg.shape
+@dataclass(frozen=True)
+class _Operand:
+    """An argument of a kernel in one run, as the definition names and shapes it."""
+
+    name: str
+    dtype: str
+    made: bool  # by the kernel
+    array: np.ndarray
+
+
+def _operands(args: tuple[KernelArg, ...], names: Sequence[str], arrays: Sequence[np.ndarray],
+              constants: Mapping[str, RawConstant]) -> Iterator[_Operand]:
+    """A packed weight is taken from the model itself, so that its packing is checked too."""
+    shipped = (arg for arg in args if arg.role != "workspace")
+    for arg, name, array in zip(shipped, names, arrays, strict=True):
+        known, dtype, shape = arg.name, arg.dtype, arg.shape
         if arg.pack is not None:
-            name, dtype, shape = arg.pack.source, arg.pack.source_dtype, arg.pack.source_shape
-        array = from_bfloat16(array) if dtype == "bfloat16" else array
-        (made if arg.role == "output" else given)[name] = array.reshape(shape)
-        dtypes[name] = dtype
-    want = evaluate(program, given)
+            known, dtype, shape = arg.pack.source, arg.pack.source_dtype, arg.pack.source_shape
+            array = constants[raw_name(name)].load()
+        array = numbers(array, dtype).reshape(shape)
+        yield _Operand(known, dtype, arg.role == "output", array)
+
+
+def _step(program: Program, operands: Iterable[_Operand]) -> tuple[float, float, str | None]:
+    """(worst relative error, its bound, what is wrong or None) of one run of a kernel."""
+    every = tuple(operands)
+    want = evaluate(program, {o.name: o.array for o in every if not o.made})
     worst, bound, reason = 0.0, 0.0, None
-    for name, out in made.items():
-        plain = (a.astype(np.uint8) if a.dtype == np.bool_ else a for a in (out, want[name]))
-        result = compare(*plain, dtypes[name] if dtypes[name] in REL_L2_BOUND else None)
+    for out in (o for o in every if o.made):
+        a, b = out.array, want[out.name]
+        if a.dtype == np.bool_:
+            a, b = a.astype(np.uint8), b.astype(np.uint8)
+        result = compare(a, b, out.dtype if out.dtype in REL_L2_BOUND else None)
         if result.rel_l2 >= worst:
             worst, bound = result.rel_l2, result.bound
-        reason = reason or (None if result.ok else f"{name}: {result.reason}")
+        reason = reason or (None if result.ok else f"{out.name}: {result.reason}")
     return worst, bound, reason
