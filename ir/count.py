@@ -15,11 +15,13 @@ from autosched.ir.node import Axes, IRError, Node, Program
 from autosched.ir.scalar import FLOATS, ITEMSIZE, SCALARS, split_name
 from autosched.ir.views import operands, walk_values
 
-# What one evaluation costs, in simple operations of the vector unit; measured on AVX-512 code of
-# polynomial approximations, rounded. `div` and `sqrt` are instructions of low throughput.
+# What one evaluation costs, in simple operations of the vector unit: cycles for 16 lanes of the
+# polynomials of codegen/vecmath.py on one Zen 4 core, rounded; without an entry in the first two
+# rows, estimates. `div` and `sqrt` are instructions of low throughput.
 SPECIAL_COST: Mapping[str, float] = {
-    "div": 4, "sqrt": 5, "rsqrt": 6, "exp": 12, "exp2": 10, "log": 14, "log2": 13, "log1p": 18,
-    "tanh": 18, "erf": 20, "sin": 16, "cos": 16, "tan": 24, "pow": 30,
+    "sqrt": 10, "rsqrt": 16, "exp": 10, "exp2": 8, "log": 22, "log2": 22,
+    "tanh": 15, "erf": 16, "sin": 34, "cos": 34, "pow": 88,
+    "div": 8, "log1p": 40, "tan": 70,
 }  # fmt: skip
 _OTHER_SPECIAL = 24.0
 _CLASS_COST = {"arith": 1.0, "int": 1.0, "move": 1.0}

@@ -19,12 +19,12 @@ from autosched.ir.stages import Stage, same_axes
 from autosched.ir.target import Target
 from autosched.ir.views import walk_values
 
-# Time to start a parallel region and wait for its end, measured on 2 cores.
+# Time to start a parallel region and wait for its end (an estimate for a few cores).
 LAUNCH_US = 5.0
 BLOCK_ROWS = 64  # rows of the common axes that share one pass over the other operands
 SCRATCH_ROWS = 16  # rows of a block whose intermediate values must fit the L2 cache
 SMALL_WORK = 65536.0  # weighted operations below which one core is as good as all
-# Bandwidth of each cache, in multiples of the memory's, as measured on server cores.
+# Bandwidth of each cache, in multiples of the memory's: estimates for server cores.
 L2_SPEED, L3_SPEED = 12.0, 4.0
 MIN_GAIN_US = 1.0  # a chain of contractions must win more than this
 SIMPLE_SHARE = 0.25  # share of the peak rate that maps reach
