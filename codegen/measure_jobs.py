@@ -18,7 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from autosched.codegen.check import NAN_POISON, REL_L2_BOUND, compare, poison, unwritten
+from autosched.codegen.check import (
+    NAN_POISON,
+    REL_L2_BOUND,
+    Comparison,
+    compare,
+    poison,
+    unwritten,
+)
 from autosched.codegen.jobs import JobFailure
 from autosched.codegen.measure import time_callable, time_interleaved
 from autosched.codegen.runtime.arrays import ALIGNMENT, STORAGE, address, empty, from_bfloat16
@@ -113,10 +120,10 @@ class _Cell(c_void_p):
         self.array = array
 
 
-def verify(bound: Bound, data: TaskData) -> float:
-    """Runs a candidate on poisoned outputs; the worst relative error (L2) of its outputs.
+def run_guarded(bound: Bound) -> None:
+    """Runs a candidate on poisoned outputs.
 
-    Raises: JobFailure where anything is wrong.
+    Raises: JobFailure where it fails, leaves elements out or writes beside its outputs.
     """
     for guard in bound.guards:
         poison(guard)
@@ -127,21 +134,31 @@ def verify(bound: Bound, data: TaskData) -> float:
         raise JobFailure(Status.RUN_FAILED, f"the kernel returned {max(status, key=abs)}")
     if any(missed):
         raise JobFailure(Status.WRONG_RESULT, f"{sum(missed)} elements were never written")
-    worst = 0.0
-    for (name, out), guard in zip(bound.outputs.items(), bound.guards):
+    for name, guard in zip(bound.outputs, bound.guards):
         inside = slice(GUARD_BYTES, guard.size - GUARD_BYTES)
         touched = (guard != NAN_POISON).sum() - (guard[inside] != NAN_POISON).sum()
         if touched:
             raise JobFailure(Status.WRONG_RESULT, f"{touched} bytes beside {name} were written")
-        found = _compared(out, data.outputs[name])
+
+
+def verify(bound: Bound, data: TaskData) -> float:
+    """Runs a candidate on poisoned outputs; the worst relative error (L2) of its outputs.
+
+    Raises: JobFailure where anything is wrong.
+    """
+    run_guarded(bound)
+    worst = 0.0
+    for name, out in bound.outputs.items():
+        found = compare_stored(out, data.outputs[name])
         if not found.ok:
             raise JobFailure(found.status, f"{name}: {found.reason}")
         worst = max(worst, found.rel_l2)
     return worst
 
 
-def _compared(out: np.ndarray, ref: np.ndarray) -> Any:
-    """A Comparison; storage of bfloat16 and bool is seen as what it stores."""
+def compare_stored(out: np.ndarray, ref: np.ndarray) -> Comparison:
+    """An output in storage type against its reference: float64, or the exact type; storage of
+    bfloat16 and bool is seen as what it stores."""
     if out.dtype == np.bool_:
         return compare(out.view(np.uint8), ref.astype(np.uint8))
     if out.dtype == np.uint16 and ref.dtype.kind == "f":
