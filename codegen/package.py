@@ -60,8 +60,13 @@ def check_folder(folder: Path | str) -> Path:
     place = path.parent
     while not place.exists():
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise WriteError(f"{place} is not writable, so {path} can't be written")
+    try:  # permissions alone do not tell: a filesystem may be read-only, and root asks nobody
+        tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=place).cleanup()
+    except OSError as error:
+        raise WriteError(
+            f"{place} is not writable ({error.strerror}), so {path} can't be written; name a "
+            "folder at another place"
+        ) from error
     return path
 
 

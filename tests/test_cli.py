@@ -165,7 +165,7 @@ def free_dimension(folder: Path) -> Path:
 
 
 FAULTS = [
-    (truncated, (), "damaged"),
+    (truncated, (), "fetch or export it again"),
     (not_onnx, (), "ONNX"),
     (absent, (), "does not exist"),
     (data_missing, ("--shape", "x=2,64"), "'w.bin' with the weight 'w' is missing"),

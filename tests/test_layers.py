@@ -36,7 +36,7 @@ OWNERS: dict[str, set[str]] = {
     "tvm_ffi": {"codegen/runtime/native.py", "codegen/tvm_import.py"},
     "onnx": {
         "ir/frontend/onnx.py", "autosched/examples.py", "tools/export_examples.py",
-        "tools/subgraph.py",
+        "tools/subgraph.py", "tools/onnx_cases.py",
     },
     "google": {"ir/frontend/onnx.py"},  # protobuf, for the errors of onnx
     "onnxruntime": {"codegen/runtime/island.py", "tools/peers.py", "tools/sides.py"},

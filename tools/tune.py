@@ -29,6 +29,7 @@ from autosched.ir.target import Target, TargetError, host_target, parse_target
 from autosched.tools.campaign import Bench, Book, Entry, TaskState
 from autosched.tools.choose import next_batch, next_task
 from autosched.tools.lab import JOBS, LIMITS, Attempt, Jobs, Lab, Limits
+from autosched.tools.packages import model_origin
 from autosched.tools.peers import Peer, peer_name
 from autosched.tools.plan import plan_model, run_time_tasks
 from autosched.tools.space import roofline_us, space
@@ -225,7 +226,7 @@ def _tuned(
         )
         name = module_name(folder.name)
         summary = f"Tuned kernels of {run.model.name} for {run.target.device}"
-        origin = {"model": run.model.name, "seed": run.seed, "target": run.target_name}
+        origin = {**model_origin(run.model), "seed": run.seed, "target": run.target_name}
         written = write_package(artifact, folder, name, summary=summary, origin=origin)
     result = run.result(written, choices, interrupted=stopper.asked)
     run.progress(StageEvent("done", str(folder), stopper.left_s))
