@@ -37,6 +37,7 @@ from autosched.ir.node import Node, Program, walk
 from autosched.ir.ops import get
 from autosched.ir.recurrence import as_fold
 from autosched.ir.rules.action import Illegal
+from autosched.ir.scalar import ITEMSIZE
 
 Expr = Any
 Point = Mapping[str, int]
@@ -66,6 +67,20 @@ def stored_dtype(dtype: str) -> str:
     return "uint8" if dtype == "bool" else dtype
 
 
+def is_scratch(node: Node) -> bool:
+    return node.op == "buffer" and node.attr[3] == "scratch"
+
+
+def common_scratch(kernel: Node) -> list[Node]:
+    """The scratch that several statements of the kernel use."""
+    uses: dict[Node, int] = {}
+    for stmt in kernel.src:
+        for node in walk(stmt):
+            if is_scratch(node):
+                uses[node] = uses.get(node, 0) + 1
+    return [n for n, count in uses.items() if count > 1]
+
+
 class _Emitter:
     def __init__(self, program: Program, scalef: bool) -> None:
         self.program = program
@@ -84,6 +99,7 @@ class _Emitter:
         block = tir.Block()
         for k in self.program.body:
             self.binds = dict(k.attr[1]) if len(k.attr) > 1 else {}
+            self.allocate(common_scratch(k), block)
             for stmt in k.src:
                 self.statement(stmt, Scope(block, {}))
         buffers = [self.buffers[h] for h in params]
@@ -142,13 +158,16 @@ class _Emitter:
 
     def scratch(self, body: Sequence[Node], scope: Scope) -> None:
         """The scratch buffers below, on the stack of the task."""
+        self.allocate([n for n in walk(*body) if is_scratch(n)], scope.block)
+
+    def allocate(self, scratch: Iterable[Node], block: Any) -> None:
         total = 0
-        for node in walk(*body):
-            if node.op == "buffer" and node.attr[3] == "scratch" and node not in self.buffers:
+        for node in scratch:
+            if node not in self.buffers:
                 size = elements(node)
-                total += size * 8 if node.dtype in ("float64", "int64") else size * 4
+                total += size * ITEMSIZE[node.dtype]
                 made = tir.local(node.attr[0], stored_dtype(node.dtype), size)
-                self.buffers[node] = scope.block.allocate(made)
+                self.buffers[node] = block.allocate(made)
         if total > MAX_SCRATCH_BYTES:
             raise Unsupported(f"{total} bytes of scratch on a task's stack")
 

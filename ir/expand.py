@@ -2,33 +2,48 @@
 
 `Expander.at(node, env)` is the value of `node` where each of its free axes reads as `env[axis]`
 (an int32 node). Inputs become loads at those coordinates, `reaxis` and `take` substitute, and a
-`reduce`, `scan` or `fold` binds a fresh axis. This is the step from the algebra to the tile
+`reduce` binds a fresh axis. This is the step from the algebra to the tile
 level: afterwards splitting an axis is nothing but replacing its iota.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
+from autosched.ir.extent import as_node
 from autosched.ir.node import Extent, IRError, Node
 from autosched.ir.ops import cast, iota, load
 
 Env = Mapping[str, Node]
 
 
-class Expander:
-    """Expands values; `placed` maps a node that has a buffer to (handle, axis order in it).
+@dataclass(frozen=True)
+class Home:
+    """Where a value is stored: the buffer, the order of axes in it, and the coordinates that
+    hold for all of it (the step of the loop in which it is made)."""
 
-    `names` collects, for every placed node that is read, {axis: the loop it is first read at}.
+    handle: Node
+    dims: tuple[str, ...]
+    pins: tuple[tuple[str, Node], ...] = ()
+
+
+class Expander:
+    """Expands values; `placed` tells where values that have a buffer are stored.
+
+    `names` collects, for every placed node that is read, {axis: the loop it is first read at};
+    `loops` are names of loops that no reduce inside may take.
     """
 
     def __init__(
         self,
-        placed: Mapping[Node, tuple[Node, tuple[str, ...]]],
+        placed: Mapping[Node, Home],
         names: dict[Node, dict[str, str]] | None = None,
+        loops: Iterable[str] = (),
     ) -> None:
         self.placed = placed
         self.names = {} if names is None else names
+        self.loops = frozenset(loops)
         self.memo: dict[tuple[Node, tuple[tuple[str, Node], ...]], Node] = {}
 
     def at(self, node: Node, env: Env) -> Node:
@@ -42,11 +57,11 @@ class Expander:
         return self.memo[key]
 
     def _expand(self, node: Node, env: dict[str, Node]) -> Node:
-        if node in self.placed:
-            handle, dims = self.placed[node]
+        home = self.placed.get(node)
+        if home is not None and all(env.get(a, at) is at for a, at in home.pins):
             if node not in self.names:
                 self.names[node] = _loop_names(env)
-            return load(handle, [env[d] for d in dims])
+            return load(home.handle, [env[d] for d in home.dims] or [as_node(0)])
         match node.op:
             case "input":
                 return load(node, [env[axis] for axis, _ in node.attr[1]])
@@ -61,11 +76,12 @@ class Expander:
             case "reduce" | "scan":
                 return self._binder(node, env)
             case "fold":
-                return self._fold(node, env)
+                raise IRError("a fold is lowered to statements, not inside a value")
+            case "carry":
+                raise IRError(f"the state {node.attr[0]!r} has no home here")
             case "get":
                 inner = node.src[0]
-                kept = {a: env[a] for a, _ in inner.free}
-                return Node("get", (self.at(inner, kept),), node.attr)
+                return Node("get", (self.at(inner, env),), node.attr)
             case _:
                 return Node(node.op, tuple(self.at(s, env) for s in node.src), node.attr)
 
@@ -74,13 +90,13 @@ class Expander:
         extents: dict[str, Extent] = {}
         for s in node.src:
             extents.update(s.free)
-        taken = {a for e in env.values() for a, _ in e.free}
-        names = {a: _fresh(a, taken) for a in bound}
+        taken = {a for e in env.values() for a, _ in e.free} | self.loops
+        names = {a: fresh(a, taken) for a in bound}
         inner = {**env, **{a: iota(names[a], extents[a]) for a in bound}}
         src = tuple(self._with_axes(self.at(s, inner), inner, bound) for s in node.src)
         if node.op == "reduce":
             return Node("reduce", src, (node.attr[0], tuple(names[a] for a in bound)))
-        raise IRError("a scan has no scalar form; expand it as a fold")
+        raise IRError("a scan has no scalar form; write it as a fold first")
 
     @staticmethod
     def _with_axes(value: Node, env: Env, bound: tuple[str, ...]) -> Node:
@@ -91,18 +107,6 @@ class Expander:
                 zero = cast(env[axis] * 0, value.dtype)
                 value = Node("map", (value, zero), ("add",))
         return value
-
-    def _fold(self, node: Node, env: dict[str, Node]) -> Node:
-        axis, names, n_intervals, _ = node.attr
-        n_bounds = 2 * n_intervals
-        first = n_bounds + len(names)
-        extent = next(e for s in node.src[first:] for a, e in s.free if a == axis)
-        taken = {a for e in env.values() for a, _ in e.free}
-        step = iota(_fresh(axis, taken), extent)
-        outer = [self.at(s, env) for s in node.src[:first]]
-        inner = {**env, axis: step}
-        body = [self.at(s, inner) for s in node.src[first:]]
-        return Node("fold", (*outer, *body), (step.attr[0], *node.attr[1:]))
 
 
 def _loop_names(env: Env) -> dict[str, str]:
@@ -115,7 +119,7 @@ def _loop_names(env: Env) -> dict[str, str]:
     return {a: n for a, n in out.items() if n not in own}
 
 
-def _fresh(name: str, taken: set[str]) -> str:
+def fresh(name: str, taken: Collection[str]) -> str:
     """`name`, or it with the first number that makes it new."""
     if name not in taken:
         return name

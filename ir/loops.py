@@ -6,7 +6,7 @@ buffer that it stores to. Everything above nests is shared by several of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autosched.ir.node import Extent, Node, replace_nodes, rewrite, walk
@@ -69,7 +69,7 @@ class Nest:
         return build(self.loops, (self.store,))
 
 
-def build(loops: Sequence[Loop], body: Sequence[Node]) -> Node:
+def build(loops: Sequence[Loop], body: Iterable[Node]) -> Node:
     """The statement of `loops` around `body`; without loops the body must be one statement."""
     inner = list(body)
     for x in reversed(loops):
@@ -85,7 +85,8 @@ def as_loop(stmt: Node) -> tuple[Loop, tuple[Node, ...]]:
 
 
 def as_nest(stmt: Node) -> Nest | None:
-    """The statement as a nest, or None where it holds several stores."""
+    """The statement as a nest, or None where it holds several stores, or where a loop stores
+    to the same place again and again: a recurrence, whose loop keeps its place and order."""
     loops: list[Loop] = []
     while stmt.op == "forall":
         loop, body = as_loop(stmt)
@@ -93,7 +94,14 @@ def as_nest(stmt: Node) -> Nest | None:
             return None
         loops.append(loop)
         (stmt,) = body
-    return Nest(tuple(loops), stmt) if stmt.op == "store" else None
+    if stmt.op != "store":
+        return None
+    nest = Nest(tuple(loops), stmt)
+    stored = {a for s in nest.starts for a in s.names}
+    repeats = updates_itself(nest) and any(
+        x.axis not in stored and trip_count(x) != 1 for x in loops
+    )
+    return None if repeats else nest
 
 
 def nests(stmt: Node) -> Iterator[tuple[tuple[Loop, ...], Nest]]:

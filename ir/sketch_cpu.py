@@ -21,7 +21,7 @@ from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.scalar import ITEMSIZE
 from autosched.ir.schedule import Knob, Sketch, run_actions
 from autosched.ir.target import Target
-from autosched.ir.tiles import TRIAL_EXTENT, Place, Tile, lane_axis, scalar_tile, sizes_of, tiles
+from autosched.ir.tiles import TRIAL_EXTENT, Place, Tile, lane_axis, sizes_of, tiles
 
 BLOCKS = (1, 2, 4, 8, 16, 32, 64, 128)
 LANE_BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # vectors
@@ -55,9 +55,7 @@ def _joins(staged: Program) -> list[list[Action]]:
     return [found, []] if found else [[]]
 
 
-def _of_choice(
-    staged: Program, head: list[Action], prefix: str, target: Target
-) -> list[Sketch]:
+def _of_choice(staged: Program, head: list[Action], prefix: str, target: Target) -> list[Sketch]:
     found = [n for _, n in nests(staged.body[0])]
     shared = shared_axes(staged, found) if len(found) > 1 else ()
     made: list[Sketch | None] = []
@@ -66,14 +64,12 @@ def _of_choice(
     else:
         made = _separate(staged, head, prefix, found, target)
     kept = [s for s in made if s is not None]
-    return kept or _plain(staged, head, prefix, found)
+    return kept or _plain(head, prefix)
 
 
-def _plain(staged: Program, head: list[Action], prefix: str, found: list[Nest]) -> list[Sketch]:
-    """Every loop serial: slow, and right for any program."""
-    combo = [scalar_tile(n, Place(outer="serial")) for n in found]
-    actions = [*head, *(a for t in combo for a in t.actions)]
-    return [Sketch(f"{prefix}plain", tuple(actions), ())]
+def _plain(head: list[Action], prefix: str) -> list[Sketch]:
+    """Every loop serial, as `inline` leaves them: slow, and right for any program."""
+    return [Sketch(f"{prefix}plain", tuple(head), ())]
 
 
 # ---- loops that nests share --------------------------------------------------------------------
@@ -197,7 +193,10 @@ def _separate(
     small = sum(_work(n) for n in found) <= SMALL_WORK
     for order in ("columns", "rows"):
         for outer in ("grid", "serial") if small else ("grid",):
-            ways = [tiles(n, Place((), outer, None, order), target) for n in found]
+            ways = [
+                tiles(n, Place(tuple(x.axis for x in above), outer, None, order), target)
+                for above, n in nests(staged.body[0])
+            ]
             for k, combo in enumerate(_combine(ways)):
                 name = f"{prefix}{order}.{outer}.{k}"
                 made.append(_sketch(name, head, len(head), [], combo, staged, target))

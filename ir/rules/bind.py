@@ -5,7 +5,7 @@
     args:    loops, a list of "axis:bind", outermost first; nest, the nest whose loops these are
              (all of them), or none: then these loops are taken out of every nest and shared by all.
     Illegal: NOT_THE_LOOPS (nest: not a permutation of its loops), NO_BIND, CROSSES (a nest reads
-             scratch of another at a different coordinate of a shared axis), LATE (a nest without
+             a buffer of another at a different coordinate of a shared axis), LATE (a nest without
              a shared axis reads what is only made inside it), LANE_NOT_LAST.
 
 Sharing loops is what fuses: scratch that lives within one iteration loses the shared dimensions.
@@ -14,12 +14,15 @@ A nest that lacks an axis stands before the loop over it, under the loops that i
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from autosched.ir.extent import as_node
 from autosched.ir.loops import (
     Loop,
     Nest,
+    as_loop,
     as_nest,
     buffers_read,
     build,
@@ -72,52 +75,109 @@ def _order(program: Program, name: str, wanted: list[tuple[str, ...]]) -> Progra
 # ---- shared loops ------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Group:
+    """A loop over several statements, such as the steps of a fold."""
+
+    loop: Loop
+    items: tuple[_Item, ...]
+
+
+_Item: TypeAlias = "Nest | _Group"
+
+
 def _share(program: Program, wanted: list[tuple[str, ...]]) -> Program | Illegal:
     if len(program.body) != 1:
         return Illegal("CROSSES", "loops are shared within one kernel")
     (root,) = program.body
-    found = [as_nest(s) for s in root.src]
-    nests = [n for n in found if n is not None]
-    if len(nests) != len(found):
+    items = [_item(s) for s in root.src]
+    found = [n for item in items for n in _nests_of(item)]
+    if any(g.loop.bind != "serial" for item in items for g in _groups_of(item)):
         return Illegal("CROSSES", "the kernel's loops are shared already")
     axes = [axis for axis, _ in wanted]
-    problem = _crossing(nests, axes)
+    problem = _crossing(found, axes)
     if problem:
         return problem
-    shrunk = _shrink(nests, axes)
-    body = _fuse(shrunk, wanted)
+    drop = _dropped(found, axes)
+    body = _fuse([_shrunk(item, drop) for item in items], wanted)
     if isinstance(body, Illegal):
         return body
     return program.with_body(Node("kernel", tuple(body), root.attr))
 
 
-def _fuse(nests: list[Nest], wanted: list[tuple[str, ...]]) -> list[Node] | Illegal:
+def _item(stmt: Node) -> _Item:
+    nest = as_nest(stmt)
+    if nest is not None:
+        return nest
+    loop, body = as_loop(stmt)
+    return _Group(loop, tuple(map(_item, body)))
+
+
+def _nests_of(item: _Item) -> Iterator[Nest]:
+    if isinstance(item, Nest):
+        yield item
+    else:
+        for inner in item.items:
+            yield from _nests_of(inner)
+
+
+def _groups_of(item: _Item) -> Iterator[_Group]:
+    if isinstance(item, _Group):
+        yield item
+        for inner in item.items:
+            yield from _groups_of(inner)
+
+
+def _loop_over(item: _Item, axis: str) -> Loop | None:
+    """The loop over `axis` that all nests of an item have, or None."""
+    loops = [n.loop(axis) for n in _nests_of(item)]
+    return None if None in loops else loops[0]
+
+
+def _without(item: _Item, axis: str) -> _Item:
+    """The item without its loops over `axis`: the states of a fold are apart per coordinate, so
+    that a shared loop may stand around the steps."""
+    if isinstance(item, Nest):
+        return replace(item, loops=tuple(x for x in item.loops if x.axis != axis))
+    return replace(item, items=tuple(_without(i, axis) for i in item.items))
+
+
+def _built(item: _Item) -> Node:
+    return item.build() if isinstance(item, Nest) else build([item.loop], map(_built, item.items))
+
+
+def _fuse(items: list[_Item], wanted: list[tuple[str, ...]]) -> list[Node] | Illegal:
     if not wanted:
-        return [n.build() for n in nests]
+        return [_built(n) for n in items]
     (axis, bind), rest = wanted[0], wanted[1:]
-    outside = [n for n in nests if n.loop(axis) is None]
-    inside = [n for n in nests if n.loop(axis) is not None]
+    outside = [n for n in items if _loop_over(n, axis) is None]
+    inside = [n for n in items if _loop_over(n, axis) is not None]
     if not inside:
         return Illegal("NOT_THE_LOOPS", f"no nest has a loop over {axis}")
-    made_inside = {n.handle for n in inside}
-    for nest in outside:
+    made_inside = {n.handle for item in inside for n in _nests_of(item)}
+    for nest in (n for item in outside for n in _nests_of(item)):
         if buffers_read(nest.value) & made_inside:
             return Illegal("LATE", f"{nest.name} needs what is made inside the loop over {axis}")
-    loop = inside[0].loop(axis)
+        if nest.loop(axis) is not None:
+            why = f"{nest.name} has a loop over {axis}, others in its group have none"
+            return Illegal("CROSSES", why)
+    loop = _loop_over(inside[0], axis)
     assert loop is not None
-    stripped = [replace(n, loops=tuple(x for x in n.loops if x.axis != axis)) for n in inside]
-    inner = _fuse(stripped, rest)
+    inner = _fuse([_without(n, axis) for n in inside], rest)
     if isinstance(inner, Illegal):
         return inner
-    before = _fuse(outside, [(a, "serial") for a, _ in rest if any(n.loop(a) for n in outside)])
+    mine: list[tuple[str, ...]] = [
+        (a, "serial") for a, _ in rest if any(_loop_over(n, a) for n in outside)
+    ]
+    before = _fuse(outside, mine)
     if isinstance(before, Illegal):
         return before
     return [*before, build([Loop(axis, loop.lo, loop.hi, bind)], inner)]
 
 
 def _crossing(nests: list[Nest], axes: list[str]) -> Illegal | None:
-    """A read of scratch at another coordinate of a shared axis than the one it was made at."""
-    made = {n.handle: n for n in nests if n.handle.attr[3] == "scratch"}
+    """A read of a buffer at another coordinate of a shared axis than the one it was made at."""
+    made = {n.handle: n for n in nests}
     for nest in nests:
         for node in walk(nest.value):
             if node.op != "load" or node.src[0] not in made:
@@ -131,13 +191,20 @@ def _crossing(nests: list[Nest], axes: list[str]) -> Illegal | None:
     return None
 
 
-def _shrink(nests: list[Nest], axes: list[str]) -> list[Nest]:
-    """The nests with scratch dimensions over shared axes dropped."""
-    drop = {
+def _dropped(nests: list[Nest], axes: list[str]) -> dict[Node, tuple[int, ...]]:
+    """{scratch: its dimensions over shared axes}, which it does not need."""
+    return {
         n.handle: tuple(k for k, s in enumerate(n.starts) if iota_axis(s) in axes)
         for n in nests
         if n.handle.attr[3] == "scratch"
     }
+
+
+def _shrunk(item: _Item, drop: Mapping[Node, tuple[int, ...]]) -> _Item:
+    """The item with scratch dimensions over shared axes dropped."""
+    if isinstance(item, _Group):
+        return replace(item, items=tuple(_shrunk(i, drop) for i in item.items))
+
     def smaller(handle: Node) -> Node:
         name, extents, dtype, home = handle.attr
         kept = [e for k, e in enumerate(extents) if k not in drop[handle]]
@@ -154,11 +221,8 @@ def _shrink(nests: list[Nest], axes: list[str]) -> list[Nest]:
         # A nest that stands outside a shared loop keeps the dimension of that loop.
         return load(smaller(handle), kept_starts(handle, load_starts(node)))
 
-    out = []
-    for nest in nests:
-        nest = nest.with_value(rewrite(nest.value, fix))
-        if nest.handle in drop:
-            starts = kept_starts(nest.handle, nest.starts)
-            nest = replace(nest, store=store(smaller(nest.handle), nest.value, starts))
-        out.append(nest)
-    return out
+    nest = item.with_value(rewrite(item.value, fix))
+    if nest.handle in drop:
+        starts = kept_starts(nest.handle, nest.starts)
+        nest = replace(nest, store=store(smaller(nest.handle), nest.value, starts))
+    return nest

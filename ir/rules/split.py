@@ -7,7 +7,8 @@
              tail "overlap" (above: the last block starts early and repeats pure work, so that
              every block is full and nothing is masked) or "exact" (size divides);
              into, the two new names.
-    Illegal: NOT_AN_AXIS, TOO_BIG (size beyond the extent), NOT_EXACT, BOUNDED (an interval).
+    Illegal: NOT_AN_AXIS, TOO_BIG (size beyond the extent), NOT_EXACT, BOUNDED (an interval),
+             IN_PLACE (a nest that updates what it reads may do no element twice).
 
 Scratch that all nests address by the axis itself is split with it, so that the outer loop can be
 shared afterwards and the scratch shrinks to one block.
@@ -33,6 +34,7 @@ from autosched.ir.loops import (
     iota_axis,
     load_starts,
     nests,
+    updates_itself,
 )
 from autosched.ir.node import Extent, Node, Program, rewrite, walk
 from autosched.ir.ops import buffer, iota, load, minimum, store
@@ -66,6 +68,9 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     start = block_start(iota(outer, ext_cdiv(extent, size)), extent, size, exact)
     at = start + iota(inner, size)
     shared = _scratch_dims(program, axis) if only is None else {}
+    twice = [n.name for n in found if updates_itself(n) and n.handle not in shared]
+    if twice and not exact:
+        return Illegal("IN_PLACE", f"{twice[0]} updates in place, and {size} may not divide {axis}")
     loops = (
         Loop(outer, as_node(0), as_node(ext_cdiv(extent, size)), loop.bind),
         Loop(inner, as_node(0), as_node(size), loop.bind),
