@@ -1,0 +1,109 @@
+"""Extents over knobs in, float64 columns over table rows out, each node evaluated once.
+
+A value without knobs is a Python float, so that facts shared by all rows cost nothing. Only
+operations that IEEE 754 fixes are used, hence a row's values do not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from autosched.costmodel.structure import Loop, Structure
+from autosched.ir.extent import evaluate_extent
+from autosched.ir.node import Extent, Node, walk
+
+Column: TypeAlias = Any  # a float, or a float64 array with one entry a row
+
+
+class Columns:
+    """The knob columns of some rows and the values of extents over them."""
+
+    def __init__(self, knobs: Mapping[str, np.ndarray]) -> None:
+        self.knobs = {name: np.asarray(c, np.int64) for name, c in knobs.items() if name}
+        self.memo: dict[Node, Column] = {}
+
+    def value(self, extent: Extent) -> Column:
+        """A closed extent as a float or a column."""
+        if not isinstance(extent, Node):
+            return float(extent)
+        if extent not in self.memo:
+            self.memo[extent] = _real(evaluate_extent(extent, self.knobs))
+        return self.memo[extent]
+
+    def product(self, extents: Iterable[Extent]) -> Column:
+        out: Column = 1.0
+        for extent in extents:
+            out = out * self.value(extent)
+        return out
+
+    def at(self, node: Node, axes: Mapping[str, Any]) -> Column:
+        """An index expression at integer coordinates of its axes."""
+        return _real(evaluate_extent(node, {**self.knobs, **axes}))
+
+
+def _real(value: Any) -> Column:
+    return value.astype(np.float64) if isinstance(value, np.ndarray) else float(value)
+
+
+def whole(column: Column) -> Any:
+    """A column of whole numbers as coordinates: int or int64."""
+    return column.astype(np.int64) if isinstance(column, np.ndarray) else int(column)
+
+
+def trips(structure: Structure, columns: Columns) -> list[Column]:
+    """Mean trips of every loop.
+
+    Bounds that follow the coordinates of other loops are averaged by Simpson's rule over these
+    loops' first, middle and last trips: exact for triangles and trapezoids.
+    """
+    out: list[Column] = []
+    lengths: dict[str, Column] = {}
+    for loop in structure.loops:
+        n = _trips(loop, columns, lengths)
+        out.append(n)
+        lengths[loop.axis] = n
+    return out
+
+
+def _trips(loop: Loop, columns: Columns, lengths: Mapping[str, Column]) -> Column:
+    if loop.loaded:
+        return columns.value(loop.extent)
+    if loop.lo.op == "const" and loop.hi.op == "const":
+        return float(max(loop.hi.attr[0] - loop.lo.attr[0], 0))
+    axes = {n.attr[0] for n in walk(loop.lo, loop.hi) if n.op == "iota"}
+    if not axes:
+        return np.maximum(columns.value(loop.hi) - columns.value(loop.lo), 0.0)
+    total: Column = 0.0
+    for share, weight in ((0.0, 1 / 6), (0.5, 4 / 6), (1.0, 1 / 6)):
+        env = {a: whole(np.floor((lengths.get(a, 1.0) - 1.0) * share)) for a in axes}
+        span = columns.at(loop.hi, env) - columns.at(loop.lo, env)
+        total = total + weight * np.maximum(span, 0.0)
+    return total
+
+
+def share_of_thread(
+    structure: Structure, counts: list[Column], threads: int
+) -> tuple[list[Column], dict[int, Column]]:
+    """(trips as the busiest thread runs them, tasks of each region).
+
+    The iterations of a chain of grid loops are dealt out in contiguous pieces, inner loops whole.
+    """
+    own = list(counts)
+    tasks: dict[int, Column] = {
+        n: 1.0 for n, loop in enumerate(structure.loops) if loop.kind == "region"
+    }
+    grids: dict[int, list[int]] = {n: [] for n in tasks}
+    for n, loop in enumerate(structure.loops):
+        if loop.kind == "grid":
+            region = structure.chain(n)[-1]
+            grids[region].append(n)
+            tasks[region] = tasks[region] * counts[n]
+    for region, chain in grids.items():
+        left = np.ceil(tasks[region] / threads)
+        for n in reversed(chain):
+            own[n] = np.minimum(counts[n], left)
+            left = left / np.maximum(own[n], 1.0)
+    return own, tasks

@@ -1,0 +1,89 @@
+"""Symbolic tile program in, `FeatureProgram` out; table columns in, `FeatureTable` out.
+
+The program is walked once (`structure`); then the features of a million candidates are array
+operations over the knob columns. A row's features do not depend on the other rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from autosched.costmodel.catalogue import FEATURES, VERSION
+from autosched.costmodel.columns import Columns
+from autosched.costmodel.machine import rates
+from autosched.costmodel.measures import program_facts, schedule_facts, target_facts
+from autosched.costmodel.structure import Structure, structure
+from autosched.ir.count import Work, count
+from autosched.ir.node import IRError, Program
+from autosched.ir.rules.action import Illegal
+from autosched.ir.schedule import Sketch, symbolic
+from autosched.ir.target import Target
+
+CHUNK = 16_384  # rows at once: the columns of a chunk stay in the second-level cache
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """matrix[row, feature] in float32, with the names and units of its columns."""
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    matrix: np.ndarray
+    version: str
+
+    def __len__(self) -> int:
+        return int(self.matrix.shape[0])
+
+    def column(self, name: str) -> np.ndarray:
+        return self.matrix[:, self.names.index(name)]
+
+    def rows(self, index: np.ndarray) -> FeatureTable:
+        """Some of the rows, by index or mask."""
+        return FeatureTable(self.names, self.units, self.matrix[index], self.version)
+
+
+@dataclass(frozen=True)
+class FeatureProgram:
+    """The features of one sketch, its knobs open; `evaluate` fills them in."""
+
+    structure: Structure
+    target: Target
+    work: Work
+
+    def evaluate(self, table: Mapping[str, np.ndarray]) -> FeatureTable:
+        """table: one integer column a knob, as `Sketch.table()` returns it (at least one row)."""
+        rows = len(next(iter(table.values())))
+        speeds = rates(self.target)
+        fixed = {**program_facts(self.work, self.structure), **target_facts(self.target)}
+        matrix = np.empty((rows, len(FEATURES)), np.float32, order="F")
+        for first in range(0, rows, CHUNK):
+            part = slice(first, min(first + CHUNK, rows))
+            columns = Columns({name: c[part] for name, c in table.items()})
+            values = {**fixed, **schedule_facts(self.structure, columns, speeds, self.work)}
+            for n, feature in enumerate(FEATURES):
+                matrix[part, n] = values[feature.name]
+        names, units = zip(*((f.name, f.unit) for f in FEATURES))
+        return FeatureTable(names, units, matrix, VERSION)
+
+
+def features(tile: Program, target: Target, work: Work) -> FeatureProgram:
+    """tile: a sketch's program with its knobs open (or bound); work: `count` of its algebra."""
+    return FeatureProgram(structure(tile), target, work)
+
+
+def sketch_features(program: Program, sketch: Sketch, target: Target) -> FeatureProgram | Illegal:
+    """The features of a sketch of an algebra program, or why its actions do not apply."""
+    tile = symbolic(program, sketch)
+    return tile if isinstance(tile, Illegal) else features(tile, target, count(program))
+
+
+def concatenate(tables: list[FeatureTable]) -> FeatureTable:
+    """The rows of several tables, in order. Raises IRError where versions differ."""
+    if len({t.version for t in tables}) != 1:
+        raise IRError("feature tables of different versions, or none at all")
+    first = tables[0]
+    matrix = np.concatenate([t.matrix for t in tables])
+    return FeatureTable(first.names, first.units, matrix, first.version)
