@@ -9,14 +9,14 @@ applies, loops as they stand make the last sketch, so that every program has one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 from autosched.ir import access as acc
 from autosched.ir.extent import as_extent, ext_add, ext_mul, ext_product
 from autosched.ir.loops import Nest, nests
 from autosched.ir.node import Node, Program, walk
-from autosched.ir.rules import bind, inline, join
+from autosched.ir.rules import bind, cascade, inline, join
 from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.scalar import ITEMSIZE
 from autosched.ir.schedule import Knob, Sketch, run_actions
@@ -31,6 +31,19 @@ MAX_VARIANTS = 8
 
 def cpu_sketches(program: Program, target: Target) -> tuple[Sketch, ...]:
     out: dict[tuple[Action, ...], Sketch] = {}
+    for sketch in _of_program(program, [], "", target):
+        out.setdefault(sketch.actions, sketch)
+    for pass_ in cascade.propose(program, target):
+        cascaded = cascade.apply(program, pass_)
+        assert not isinstance(cascaded, Illegal), cascaded
+        for sketch in _of_program(cascaded, [pass_], f"onepass{pass_['block']}.", target):
+            out.setdefault(sketch.actions, sketch)
+    return tuple(out.values())
+
+
+def _of_program(
+    program: Program, head: list[Action], prefix: str, target: Target
+) -> Iterator[Sketch]:
     for choice in inline.propose(program, target):
         staged = inline.apply(program, choice)
         if isinstance(staged, Illegal):
@@ -38,10 +51,8 @@ def cpu_sketches(program: Program, target: Target) -> tuple[Sketch, ...]:
         for joins in _joins(staged):
             joined = run_actions(staged, joins)
             assert not isinstance(joined, Illegal)
-            prefix = "joined." if joins else ""
-            for sketch in _of_choice(joined, [choice, *joins], prefix, target):
-                out.setdefault(sketch.actions, sketch)
-    return tuple(out.values())
+            name = f"{prefix}joined." if joins else prefix
+            yield from _of_choice(joined, [*head, choice, *joins], name, target)
 
 
 def _joins(staged: Program) -> list[list[Action]]:

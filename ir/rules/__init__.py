@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from autosched.ir.node import Program
-from autosched.ir.rules import bind, inline, join, place, rfactor, split
+from autosched.ir.rules import bind, cascade, inline, join, place, rfactor, split
 from autosched.ir.rules.action import Action, Illegal
 
 RULES: dict[str, Callable[[Program, Action], Program | Illegal]] = {
+    "cascade": cascade.apply,
     "inline": inline.apply,
     "join": join.apply,
     "split": split.apply,
