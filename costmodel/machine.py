@@ -24,6 +24,7 @@ SOURCES: Mapping[str, str] = {
     "vector_per_cycle": "additions have pipes of their own beside the multiply-adds; measured",
     "gather_per_cycle": "a strided or gathered lane is a scalar load and an insertion",
     "scatter_per_cycle": "an extraction, a store, and a line of its own; measured",
+    "scalar_per_cycle": "two scalar floating-point pipes at least",
     "issue_width": "six micro-operations a cycle, five sustained",
     "window_uops": "what a reorder buffer of 320 to 512 entries overlaps of the next loop",
     "l2_bytes_per_cycle": "64 stated by vendors; measured in register tiles of 1 and 2 rows",

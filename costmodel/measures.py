@@ -143,9 +143,9 @@ def _work_facts(structure: Structure, run: _Run, body: Sequence[Body], work: Wor
 def _cycle_facts(run: _Run, cost: Sequence[Cycles]) -> Facts:
     spills: Column = 0.0
     code: Column = 0.0
-    for c in cost:
+    for c, n in zip(cost, run.counts):
         spills = np.maximum(spills, c.spilled)
-        code = code + c.uops
+        code = code + np.where(n > 0, c.uops, 0.0)
     return {
         "arithmetic_cycles": _total(run, [c.arithmetic for c in cost]),
         "load_cycles": _total(run, [c.loads for c in cost]),
@@ -154,7 +154,7 @@ def _cycle_facts(run: _Run, cost: Sequence[Cycles]) -> Facts:
         "chain_cycles": _total(run, [c.chain for c in cost]),
         "spills": spills,
         "code_uops": code,
-        "loop_entries": sum(run.entries),
+        "loop_entries": sum(np.where(n > 0, e, 0.0) for n, e in zip(run.counts, run.entries)),
         "iterations": sum(run.iterations),
     }
 

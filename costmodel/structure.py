@@ -169,7 +169,7 @@ class _Walker:
         self.uses: Counter[Node] = Counter()
 
     def add_loop(self, axis: str, kind: str, parent: int, lo: Node, hi: Node) -> int:
-        loaded = any(n.op == "load" for n in walk(lo, hi))
+        loaded = _reads_memory(lo) or _reads_memory(hi)
         extent: Extent = hi.attr[0] if hi.op == "const" else hi
         self.loops.append(Loop(axis, kind, parent, lo, hi, extent, loaded))
         return len(self.loops) - 1
@@ -199,7 +199,7 @@ class _Walker:
             kind = "serial" if loop.bind == "serial" else "grid"
             number = self.add_loop(loop.axis, kind, scope.loop, loop.lo, loop.hi)
             inner = scope.inner(number, axes={**scope.axes, loop.axis: number})
-            self.account([loop.lo, loop.hi], scope)
+            self.account(filter(_reads_memory, (loop.lo, loop.hi)), scope)
         for s in body:
             self.statement(s, inner)
 
@@ -209,8 +209,9 @@ class _Walker:
             raise IRError("a box in a CPU tile program")
         scope = replace(scope, done=set())
         self.uses = Counter(s for n in walk(stmt) for s in n.src)
-        self.prepare([value, *rest], scope)
-        self.account([value, *rest], scope)
+        needed = [value, *(r for r in rest if _reads_memory(r))]
+        self.prepare(needed, scope)
+        self.account(needed, scope)
         axes = dict(scope.unrolled)
         lane = scope.lane
         inner = (*axes.items(), *((lane,) if lane else ()))
@@ -252,7 +253,7 @@ class _Walker:
             axis, names, n_intervals, _ = node.attr
             first = 2 * n_intervals
             inits, yields = node.src[first : first + len(names)], node.src[first + len(names) :]
-            self.account([*node.src[:first], *inits], scope)
+            self.account([*filter(_reads_memory, node.src[:first]), *inits], scope)
             for k in range(n_intervals):
                 self.interval((axis,), [node.src[2 * k : 2 * k + 2]], names, yields, scope, node)
         else:
@@ -322,7 +323,7 @@ class _Walker:
             elif node.op == "load":
                 self.load(node, scope)
                 positions = node.src[1:]
-                stack.extend(s for s in positions if any(n.op == "load" for n in walk(s)))
+                stack.extend(filter(_reads_memory, positions))
             elif node.op == "reduce":
                 self.fold_registers(node, scope)
                 stack.extend(node.src)
@@ -434,6 +435,11 @@ class _Walker:
         )
 
 
+def _reads_memory(node: Node) -> bool:
+    """Whether a position or bound is data; all others are what strength reduction makes free."""
+    return any(n.op == "load" for n in walk(node))
+
+
 def _kind(node: Node) -> str:
     cost = SCALARS[split_name(node.attr[0])[0]].cost
     return "int" if cost == "arith" and node.src[-1].dtype not in FLOATS else cost
@@ -448,7 +454,7 @@ def _latency(node: Node, product: Node | None) -> float:
 
 def _index(extent: Extent, start: Node) -> Index:
     """A position as linear terms over axes and the rest."""
-    if any(n.op == "load" for n in walk(start)):
+    if _reads_memory(start):
         return Index(extent, (), start, start.names, True)
     strides: dict[str, int] = {}
     rest: Node | None = None

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-import numpy as np
-
 from autosched.search.strategy import Score, State, improvement, shortlist
 
 BATCH = 8

@@ -7,14 +7,13 @@ if it had never stopped. Any search can be replayed on a log without a device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import ceil
 from statistics import median
 
 import numpy as np
-from scipy.special import ndtr
 
 from autosched.ir.record import Record, Status
 from autosched.ir.schedule import Schedule
@@ -23,10 +22,11 @@ from autosched.search.space import Candidate, Space, Table
 # (sketch, rows or None for its table) -> latency_us[row] and spread[row] (of log latency).
 Score = Callable[[int, "Table | None"], tuple[np.ndarray, np.ndarray]]
 
-DIVERSITY = 0.1  # log time that a pick may lose to be unlike the other picks
-OTHER_SKETCH = 0.25  # how alike two candidates of different sketches count
+DIVERSITY = 0.15  # log time that a pick may lose to be unlike the other picks
+SAME_SKETCH = 0.5  # how alike two candidates are that share a sketch and no knob
 SHORTLIST = 512  # candidates of each sketch that compete for a batch
-PARENTS = 3  # best candidates whose neighbours are looked at
+PARENTS = 3  # best candidates whose neighbours are looked at,
+NEAR_BEST = 1.3  # if they take at most this times the best
 NEIGHBOUR_SHARE = 3 / 8
 EXPLORE_SHARE = 1 / 4
 
@@ -101,7 +101,7 @@ def ask(state: State, size: int, score: Score) -> tuple[Candidate, ...]:
     ranked = _merge(pools)
     if state.best is None:
         return tuple(_diverse(ranked, size, ()))
-    near = ceil(size * NEIGHBOUR_SHARE)
+    near = math.ceil(size * NEIGHBOUR_SHARE)
     explore = int(size * EXPLORE_SHARE)
     batch = _diverse(_neighbours(state, score), near, ())
     batch += _diverse(_without(ranked, batch), size - len(batch) - explore, batch)
@@ -162,7 +162,10 @@ def _neighbours(state: State, score: Score) -> Ranked:
     """One-knob moves from the best candidates so far."""
     parts = []
     seen: set[Candidate] = set(state.tried)
-    for _, parent in state.ranking[:PARENTS]:
+    least = state.ranking[0][0]
+    for time, parent in state.ranking[:PARENTS]:
+        if time > NEAR_BEST * least:
+            break
         rows = state.space.neighbours(parent)
         names = [Candidate(parent.sketch, tuple(int(v) for v in row)) for row in rows]
         fresh = [n for n, c in enumerate(names) if c not in seen]
@@ -192,12 +195,13 @@ def _diverse(ranked: Ranked, size: int, chosen: Sequence[Candidate]) -> list[Can
 
 
 def _likeness(ranked: Ranked, other: Candidate) -> np.ndarray:
-    """Share of equal knobs, squared: 1 for the same, little for those that share a few."""
-    out = np.full(len(ranked.candidates), OTHER_SKETCH)
+    """0 for another sketch, else from SAME_SKETCH up to 1 by the share of equal knobs."""
+    out = np.zeros(len(ranked.candidates))
     same = [n for n, c in enumerate(ranked) if c.sketch == other.sketch]
     if same and other.knobs:
         knobs = np.array([ranked.candidates[n].knobs for n in same])
-        out[same] = np.mean(knobs == np.array(other.knobs), axis=1) ** 2
+        equal = np.mean(knobs == np.array(other.knobs), axis=1)
+        out[same] = SAME_SKETCH + (1.0 - SAME_SKETCH) * equal
     return out
 
 
@@ -226,4 +230,4 @@ def improvement(best_us: float, latency_us: np.ndarray, spread: np.ndarray) -> n
 
 def _normal(z: np.ndarray) -> np.ndarray:
     """Distribution function of the standard normal."""
-    return np.asarray(ndtr(z))
+    return np.array([0.5 * math.erfc(-float(x) / math.sqrt(2.0)) for x in z])
