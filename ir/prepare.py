@@ -6,8 +6,10 @@ after:   x[m,c] +  sum(k, a[m,k] * w[k, n = c])                sum(d, q[i,d] * k
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from autosched.ir.count import volume
 from autosched.ir.index import renaming, substitute, tidy
 from autosched.ir.node import Node
 from autosched.ir.ops import iota, reaxis, rename
@@ -19,8 +21,8 @@ Names = Mapping[str, str]  # old name -> new name, of every axis
 
 
 def prepare(roots: Sequence[Node]) -> tuple[Node, ...]:
-    """The roots with renamings moved to where values are made, and constant factors moved out
-    of sums."""
+    """The roots with renamings moved to where values are made, and factors that a sum
+    does not need moved out of it."""
     return _hoist(_rename_early(roots))
 
 
@@ -111,39 +113,71 @@ def _rebuilt(node: Node, src: tuple[Node, ...], names: Names) -> Node:
     return node if (src, attr) == (node.src, node.attr) else Node(node.op, src, attr)
 
 
-# ---- constant factors out of sums --------------------------------------------------------------
+# ---- factors out of sums -----------------------------------------------------------------------
 
 
 def _hoist(roots: Sequence[Node]) -> tuple[Node, ...]:
-    """sum(c * x) as c * sum(x)."""
+    """sum(j, c * x[j]) as c * sum(j, x[j]), and sum(j, p[j] / l * v[j]) as sum(j, p[j] * v[j]) / l.
+
+    A divisor moves only where nobody else reads the quotient, and where that saves divisions.
+    """
     memo: dict[Node, Node] = {}
+    readers = Counter(s for n in walk_values(*roots) for s in operands(n))
+    readers.update(roots)
     for node in walk_values(*roots):
+        alone = {memo[s] for s in operands(node) if readers[s] == 1}
         src = (*(memo[s] for s in operands(node)), *node.src[len(operands(node)) :])
         new = node if src == node.src else Node(node.op, src, node.attr)
-        memo[node] = _hoisted(new) if new.op == "reduce" else new
+        if new.op == "reduce":
+            new = _hoisted(new, alone | _alone_below(node, readers, memo))
+        memo[node] = new
     return tuple(memo[root] for root in roots)
 
 
-def _hoisted(node: Node) -> Node:
+def _alone_below(node: Node, readers: Counter[Node], memo: Mapping[Node, Node]) -> set[Node]:
+    """The products and quotients below a sum that only the value above them reads."""
+    out: set[Node] = set()
+    todo = [s for s in operands(node) if readers[s] == 1]
+    while todo:
+        value = todo.pop()
+        out.add(memo[value])
+        if value.op == "map" and split_name(value.attr[0])[0] in ("mul", "div"):
+            todo.extend(s for s in operands(value) if readers[s] == 1)
+    return out
+
+
+def _hoisted(node: Node, alone: set[Node]) -> Node:
     if node.attr[0] != "sum" or node.dtype not in _HOIST_TYPES:
         return node
-    body, found = _without_factors(node.src[0])
-    if not found:
+    bound = frozenset(node.attr[1])
+    cheaper = {n for n in alone if volume(node.axes) <= volume(n.axes)}
+    body, found = _without_factors(node.src[0], bound, cheaper)
+    # A sum must keep its axes: what is left may not have lost one that is summed over.
+    if not found or not bound <= set(body.names):
         return node
-    factor = 1.0
-    for fn, constant in found:
-        value = constant.attr[0]
-        factor = factor * value if fn == "mul" else factor / value
-    return Node(node.op, (body,), node.attr) * factor
+    constant = 1.0
+    result = Node(node.op, (body,), node.attr)
+    for fn, factor in found:
+        if factor.op == "const":
+            value = factor.attr[0]
+            constant = constant * value if fn == "mul" else constant / value
+    if constant != 1.0:
+        result = result * constant
+    for fn, factor in found:
+        if factor.op != "const":
+            result = Node("map", (result, factor), (fn,))
+    return result
 
 
-def _without_factors(node: Node) -> tuple[Node, list[tuple[str, Node]]]:
-    """`node` without the constants it is multiplied with or divided by, and those.
+def _without_factors(
+    node: Node, bound: frozenset[str], alone: set[Node]
+) -> tuple[Node, list[tuple[str, Node]]]:
+    """`node` without the factors and divisors that a sum over `bound` does not need, and those.
 
     A constant that follows other maps stays: it is part of their value, which may be stored.
     """
     if node.op == "reaxis":
-        value, found = _without_factors(node.src[0])
+        value, found = _without_factors(node.src[0], frozenset(node.src[0].names), alone)
         return (Node(node.op, (value, *node.src[1:]), node.attr) if found else node), found
     fn = split_name(node.attr[0])[0] if node.op == "map" else ""
     if fn not in ("mul", "div"):
@@ -152,13 +186,16 @@ def _without_factors(node: Node) -> tuple[Node, list[tuple[str, Node]]]:
     if a.op == "const" and fn == "mul":
         a, b = b, a
     if b.op == "const" and (fn == "mul" or b.attr[0]):
-        value, found = _without_factors(a)
+        value, found = _without_factors(a, bound, alone)
         if found or value.op in ("reaxis", "input", "take"):
             return value, [*found, (fn, b)]
         return node, []
     if fn == "div":
+        if node in alone and b.names and not bound & set(b.names) and bound <= set(a.names):
+            value, found = _without_factors(a, bound, alone)
+            return value, [*found, (fn, b)]
         return node, []
-    left, found_left = _without_factors(a)
-    right, found_right = _without_factors(b)
+    left, found_left = _without_factors(a, bound, alone)
+    right, found_right = _without_factors(b, bound, alone)
     found = [*found_left, *found_right]
     return (Node("map", (left, right), node.attr) if found else node), found
