@@ -152,11 +152,14 @@ def _bytes(dims: Sequence[_Dimension], itemsize: int, whole_buffer: Column, line
     rows: Column = 1.0
     covered: Column = True
     for d in reversed(dims):
-        if covered is True:
-            run = run * (d.span + 1.0)
-        else:
+        still = isinstance(d.span, float) and d.span == 0.0
+        if not still and isinstance(covered, np.ndarray):
             run = np.where(covered, run * (d.span + 1.0), run)
             rows = np.where(covered, rows, rows * d.places)
+        elif not still and covered:
+            run = run * (d.span + 1.0)
+        elif not still:
+            rows = rows * d.places
         covered = np.logical_and(covered, d.span + 1.0 >= d.extent)
     return np.minimum(rows * np.maximum(run * itemsize, line), np.maximum(whole_buffer, line))
 
@@ -208,14 +211,23 @@ def traffic(
 
     What several accesses to a buffer move in the same loop is the same data.
     """
+    too_big = [w > cache_bytes for w in prints.working]
+    # (loop, loop inside it) -> entries where the outer one is too big and the inner one fits.
+    refills: dict[tuple[int, int], Column] = {}
     parts: dict[tuple[int, Node], Column] = {}
     for access, levels in zip(structure.accesses, prints.touched):
         weight = STORE_TRAFFIC if access.stores else 1.0
-        resident: Column = True  # the loops further in fit
+        inner = -1
         for n, bytes_ in zip(structure.chain(access.loop), levels):
-            too_big = prints.working[n] > cache_bytes
-            moved = np.where(np.logical_and(resident, too_big), weight * bytes_ * entries[n], 0.0)
-            resident = np.logical_and(resident, np.logical_not(too_big))
+            if (n, inner) not in refills:
+                fits = True if inner < 0 else np.logical_not(too_big[inner])
+                here = np.logical_and(too_big[n], fits)
+                refills[n, inner] = np.where(here, entries[n], 0.0) if np.any(here) else None
+            times = refills[n, inner]
+            inner = n
+            if times is None:
+                continue
+            moved = weight * bytes_ * times
             key = (n, access.handle)
             parts[key] = np.maximum(parts[key], moved) if key in parts else moved
     out: dict[int, Column] = {}
