@@ -15,12 +15,21 @@ from autosched.ir.ops import knob
 Json: TypeAlias = "str | int | float | bool | tuple[Json, ...] | None"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Action:
-    """One step of a schedule: the rule's name and its arguments, in a fixed order."""
+    """One step of a schedule: the rule's name and its arguments, whose order is for readers: JSON
+    does not keep it, so equality does not look at it."""
 
     rule: str
     args: tuple[tuple[str, Json], ...]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Action):
+            return NotImplemented
+        return self.rule == other.rule and frozenset(self.args) == frozenset(other.args)
+
+    def __hash__(self) -> int:
+        return hash((self.rule, frozenset(self.args)))
 
     def __getitem__(self, name: str) -> Any:
         return dict(self.args)[name]
@@ -42,8 +51,7 @@ class Action:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Action:
-        args = tuple((k, _frozen(v)) for k, v in data.items() if k != "rule")
-        return Action(data["rule"], args)
+        return act(**data)
 
     def __str__(self) -> str:
         return f"{self.rule}({', '.join(f'{k}={_plain(v)}' for k, v in self.args)})"
