@@ -16,6 +16,7 @@ from autosched.ir.gather import Dim, gather, progression
 from autosched.ir.monoid import MONOIDS, dtype_limit
 from autosched.ir.scalar import FLOATS, SCALARS, round_to_grid, split_name
 
+Factor = tuple[Any, tuple[Dim, ...]]  # an array and the names of its dimensions
 EXACT = 2.0**53  # integers up to here are exact in float64
 
 
@@ -208,14 +209,9 @@ class NumpyArrays:
         mark = None
         if any(x.bad is not None for x in factors):
             mark = self._bad_of(factors, gone, sizes)
-        work = [(x.data, x.dims) for x in factors]
-        for d in gone:  # a summed dimension of one factor alone leaves it first
-            owners = [n for n, (_, dims) in enumerate(work) if d in dims]
-            if len(owners) == 1 and len(work) > 1:
-                data, dims = work[owners[0]]
-                work[owners[0]] = (_sum(data, dims.index(d)), tuple(x for x in dims if x != d))
+        work = self._sum_alone([(x.data, x.dims) for x in factors], gone)
         while sum(any(d in gone for d in dims) for _, dims in work) > 2:
-            work = self._merge_cheapest(work, gone, sizes)
+            work = self._sum_alone(self._merge_cheapest(work, gone, sizes), gone)
         inner = [w for w in work if any(d in gone for d in w[1])]
         outer = [w for w in work if not any(d in gone for d in w[1])]
         out = self._product_sum(inner, gone) if inner else outer.pop()
@@ -226,6 +222,16 @@ class NumpyArrays:
         if mark is None:
             return Named(data, out[1])
         return self.marked(data, out[1], self.align(mark.data, mark.dims, out[1]))
+
+    def _sum_alone(self, work: list[Factor], gone: tuple[Dim, ...]) -> list[Factor]:
+        """The factors with those dimensions summed that only one of several has."""
+        out = list(work)
+        for d in gone:
+            owners = [n for n, (_, dims) in enumerate(out) if d in dims]
+            if len(owners) == 1 and len(out) > 1:
+                data, dims = out[owners[0]]
+                out[owners[0]] = (_sum(data, dims.index(d)), tuple(x for x in dims if x != d))
+        return out
 
     def _bad_of(
         self, factors: Sequence[Named], gone: tuple[Dim, ...], sizes: dict[Dim, int]
@@ -244,8 +250,8 @@ class NumpyArrays:
         return Named(out, kept)
 
     def _merge_cheapest(
-        self, work: list[tuple[Any, Any]], gone: tuple[Dim, ...], sizes: dict[Dim, int]
-    ) -> list[tuple[Any, Any]]:
+        self, work: list[Factor], gone: tuple[Dim, ...], sizes: dict[Dim, int]
+    ) -> list[Factor]:
         inner = [n for n, w in enumerate(work) if any(d in gone for d in w[1])]
         pairs = [(a, b) for a in inner for b in inner if a < b]
         a, b = min(
@@ -255,9 +261,7 @@ class NumpyArrays:
         merged = (self.align(*work[a], dims) * self.align(*work[b], dims), dims)
         return [w for n, w in enumerate(work) if n not in (a, b)] + [merged]
 
-    def _product_sum(
-        self, work: list[tuple[Any, tuple[Dim, ...]]], gone: tuple[Dim, ...]
-    ) -> tuple[Any, tuple[Dim, ...]]:
+    def _product_sum(self, work: list[Factor], gone: tuple[Dim, ...]) -> Factor:
         if len(work) == 1:
             data, dims = work[0]
             at = tuple(n for n, d in enumerate(dims) if d in gone)
@@ -348,8 +352,10 @@ class NumpyArrays:
         return self.marked(data, (dim, *dims), bad)
 
     def concatenate(self, parts: Sequence[Named], dim: Dim) -> Named:
-        """Parts joined along a dimension that all of them have."""
+        """Parts joined along a dimension; where they lack it, they are all the same."""
         dims = parts[0].dims
+        if dim not in dims:
+            return parts[0]
         data = np.concatenate([self.align(p.data, p.dims, dims) for p in parts], dims.index(dim))
         if all(p.bad is None for p in parts):
             return Named(data, dims)

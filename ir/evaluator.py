@@ -36,7 +36,8 @@ class Bound:
     """A value with its identity and the depth of the frame it depends on.
 
     span: for a step of a loop, all its coordinates, of which this is number `position`;
-    at: for the state of a fold, what its axes were bound to.
+    at: for the state of a fold, what its axes were bound to; `mixed` are those at which the body
+    also reads it elsewhere: along them it has all its elements, whatever is evaluated.
     """
 
     named: Named
@@ -45,6 +46,7 @@ class Bound:
     span: Bound | None = None
     position: int = 0
     at: Mapping[str, Bound] = field(default_factory=dict)
+    mixed: frozenset[str] = frozenset()
 
 
 Env = Mapping[str, Bound]
@@ -120,9 +122,13 @@ class Evaluator:
         return self.bound(named, level, span=span, position=position)
 
     def bind_whole(self, axes: Mapping[str, Extent], env: Env, names: Iterable[str]) -> Env:
-        """`env` with every axis of `axes` bound to its whole range; `names` are those in use."""
-        used = {d for n in names if n in env and n not in axes for d in env[n].named.dims}
-        return {**env, **{a: self.whole(a, e, used) for a, e in axes.items()}}
+        """What `names` are bound to in `env`, and every axis of `axes` to its whole range.
+
+        The rest of `env` is left out: its dimensions may have the names of the new ones.
+        """
+        kept = {n: env[n] for n in names if n in env and n not in axes}
+        used = {d for x in kept.values() for d in x.named.dims}
+        return {**kept, **{a: self.whole(a, e, used) for a, e in axes.items()}}
 
     # ---- evaluation -----------------------------------------------------------------------
 
@@ -345,11 +351,12 @@ class Evaluator:
 
         def part(x: Bound) -> Bound:
             if x.uid not in cut:
-                at = {a: part(b) for a, b in x.at.items()}
-                touched = dim in x.named.dims
+                fixed = {d for a in x.mixed & set(x.at) for d in x.at[a].named.dims}
+                touched = dim in x.named.dims and dim not in fixed
+                at = {a: b if a in x.mixed else part(b) for a, b in x.at.items()}
                 named = self.xp.cut(x.named, dim, lo, hi) if touched else x.named
                 moved = touched or any(at[a] is not b for a, b in x.at.items())
-                cut[x.uid] = self.bound(named, level, at=at) if moved else x
+                cut[x.uid] = self.bound(named, level, at=at, mixed=x.mixed) if moved else x
             return cut[x.uid]
 
         return {name: part(x) for name, x in env.items()}

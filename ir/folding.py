@@ -19,8 +19,11 @@ def run_fold(machine: Evaluator, node: Node, env: Env) -> tuple[Named, ...]:
     """The results of a fold at env: final states, then stacked outputs."""
     axis, names, n_intervals, _ = node.attr
     moved = {a: e for t in node.types for a, e in t.axes if a in rebound(node)}
+    varied = {a for b in node.src[: 2 * n_intervals] for a, _ in b.free} & set(moved)
+    if varied:
+        raise ValueError(f"its bounds vary along {sorted(varied)}, where a state is read elsewhere")
     home = machine.bind_whole(moved, env, [*depends_on(node), *moved])
-    fold = _Fold(machine, node, home)
+    fold = _Fold(machine, node, home, frozenset(moved))
     results = fold.run([machine.value(b, home) for b in node.src[: 2 * n_intervals]])
     back: dict[Dim, Named] = {}
     for a in moved:
@@ -46,25 +49,26 @@ def _unstacked(
 
 
 class _Fold:
-    def __init__(self, machine: Evaluator, node: Node, env: Env) -> None:
+    def __init__(self, machine: Evaluator, node: Node, env: Env, mixed: frozenset[str]) -> None:
         axis, names, n_intervals, _ = node.attr
         rest = node.src[2 * n_intervals :]
-        self.machine, self.axis = machine, axis
+        self.machine, self.axis, self.mixed = machine, axis, mixed
         self.names: tuple[str, ...] = names
         self.inits = dict(zip(names, rest))
         self.yields = dict(zip(names, rest[len(names) :]))
         self.outs = rest[2 * len(names) :]
         self.sums = _sums(names, self.yields, self.outs)
         self.env = {k: v for k, v in env.items() if k != axis}
+        self.axes = {n: kind.names for n, kind in zip(names, node.types)}
         self.homes = {
-            n: {a: self.env[a] for a in y.names if a in self.env} for n, y in self.yields.items()
+            n: {a: self.env[a] for a in own if a in self.env} for n, own in self.axes.items()
         }
         self.steps: list[int] = []
 
     def run(self, bounds: Sequence[Bound]) -> list[Any]:
         """The final states, then for every stacked output its values at `steps`."""
         machine = self.machine
-        states = {n: machine.value(init, self.env).named for n, init in self.inits.items()}
+        states = {n: self._full(n, machine.value(i, self.env).named) for n, i in self.inits.items()}
         stacks: list[list[Named]] = [[] for _ in self.outs]
         for low, high in zip(bounds[::2], bounds[1::2]):
             lo, hi = low.named, high.named
@@ -91,15 +95,24 @@ class _Fold:
                         n: machine.xp.choose(step.named, lo, hi, x, states[n])
                         for n, x in fresh.items()
                     }
-                states.update(fresh)
+                states.update({n: self._full(n, x) for n, x in fresh.items()})
                 self.steps.append(first + position)
         return [*states.values(), *stacks]
+
+    def _full(self, name: str, x: Named) -> Named:
+        """A state with the dimensions of all its axes, also of those it does not vary along yet."""
+        homes = [self.env[a].named for a in self.axes[name] if a in self.env]
+        sizes = {d: n for h in homes for d, n in zip(h.dims, h.data.shape)}
+        absent = tuple(d for d in sizes if d not in x.dims)
+        if not absent:
+            return x
+        return self.machine.xp.spread(x, x.dims + absent, sizes | dict(zip(x.dims, x.data.shape)))
 
     def _bind(self, states: dict[str, Named], step: Bound) -> dict[str, Bound]:
         inner = {**self.env, self.axis: step}
         for name, named in states.items():
             state = self.machine.bound(named, step.level)
-            inner["state " + name] = replace(state, at=self.homes[name])
+            inner["state " + name] = replace(state, at=self.homes[name], mixed=self.mixed)
         return inner
 
     def _add_all(self, name: str, init: Named, term: Node, span: Bound) -> Named:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from autosched.ir.gather import Dim
-from autosched.ir.node import Extent, Node, walk
+from autosched.ir.node import Extent, Node
 from autosched.ir.scalar import FLOATS
-from autosched.ir.scope import bound_axes
+from autosched.ir.scope import bound_axes, state_readers
 
 R = TypeVar("R")
 AxisSet = frozenset[tuple[str, Extent]]
@@ -56,12 +56,9 @@ def steered_by(node: Node) -> frozenset[str]:
 @_per_node
 def rebound(fold: Node) -> frozenset[str]:
     """Axes at which a fold's body reads a state elsewhere than at the fold's own coordinate."""
-    own = set(fold.attr[1])
-    out: set[str] = set()
-    for node in walk(*fold.src[2 * fold.attr[2] + len(own) :]):
-        if own & node.carries:
-            out.update(bound_axes(node))
-    return frozenset(out)
+    readers = list(state_readers(fold))
+    inner = [rebound(n) for n in readers if n.op == "fold"]  # those evaluate such axes whole
+    return frozenset(a for n in readers for a in bound_axes(n)).union(*inner)
 
 
 def summands(node: Node, wide: bool) -> tuple[list[Node], dict[str, Extent]]:

@@ -6,7 +6,7 @@ names are bound where" is said once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,24 @@ def scope_of(node: Node) -> Scope:
 
 def bound_axes(node: Node) -> tuple[str, ...]:
     return tuple(axis for axis, _ in scope_of(node).binds)
+
+
+def state_readers(fold: Node) -> Iterator[Node]:
+    """Nodes of a fold's body that depend on its states, carries included; states of the same name
+    that folds inside bind are others."""
+    start = frozenset(fold.attr[1])
+    todo = [(fold.src[n], start) for n in scope_of(fold).body]
+    seen: set[tuple[Node, frozenset[str]]] = set()
+    while todo:
+        node, names = todo.pop()
+        if not node.carries & names or (node, names) in seen:
+            continue
+        seen.add((node, names))
+        yield node
+        scope = scope_of(node)
+        for n, source in enumerate(node.src):
+            inner = names - set(scope.states) if n in scope.body else names
+            todo.append((source, inner))
 
 
 def _everywhere(node: Node) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from autosched.ir.extent import attr_nodes
 from autosched.ir.node import Node, Program, walk
 from autosched.ir.ops import OPS
 from autosched.ir.scalar import DTYPES, FLOATS, INTS, SCALARS, split_name
-from autosched.ir.scope import scope_of
+from autosched.ir.scope import scope_of, state_readers
 
 INDEX = ("int32", "int64")
 
@@ -205,8 +205,8 @@ def _carries(view: View) -> Found:
         if n_intervals < 1 or (not names and not n_outs):
             yield fold, "has no interval, or neither state nor output"
         kinds = dict(zip(names, fold.types))
-        for node in walk(*(fold.src[n] for n in scope_of(fold).body)):
-            if node.op != "carry" or node.attr[0] not in kinds:
+        for node in state_readers(fold):
+            if node.op != "carry":
                 continue
             kind = kinds[node.attr[0]]
             if node.dtype != kind.dtype or set(node.axes) - set(kind.axes):
