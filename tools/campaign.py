@@ -8,13 +8,17 @@ number of threads is never tried again, whichever run it is from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median_low
 
 import numpy as np
 
 from autosched.codegen.measure import Timing
+from autosched.codegen.pairing import Pairing
+from autosched.costmodel.model import CostModel
+from autosched.costmodel.pool import Pool, Score, pool
+from autosched.costmodel.roofline import roofline_time
 from autosched.datasets.store import Store
 from autosched.ir.partition import Task
 from autosched.ir.record import (
@@ -26,16 +30,20 @@ from autosched.ir.record import (
     canonical_json,
 )
 from autosched.ir.rules import inline
-from autosched.ir.rules.action import Illegal
 from autosched.ir.schedule import Schedule
+from autosched.ir.sketches import sketches
 from autosched.ir.target import Target
 from autosched.ir.text import to_text
+from autosched.search.space import space
+from autosched.search.strategy import State, tell
 from autosched.tools.lab import Attempt, Built
-from autosched.tools.space import Space
 from autosched.tools.tuning import Event, TaskEvent
 
-# Failures that say nothing of the schedule: it may be tried again.
-PASSING = frozenset({Status.CANCELLED})
+ROWS = 40_000  # of a task's space that are ranked
+COST_S = 1.0  # of a batch, before one was measured
+PASSING = frozenset({Status.CANCELLED})  # says nothing of the schedule: it may be tried again
+# Marks of a record that times again what was tried before; and of one measured with a peer.
+FINAL, PAIRED = "final", "paired"
 
 
 def text_of(schedule: Schedule) -> str:
@@ -62,19 +70,24 @@ class Entry:
 
 @dataclass
 class TaskState:
-    """A task while it is tuned. predicted: log of µs for each row of its space."""
+    """A task while it is tuned.
+
+    pool: its candidates with their features; search: what was tried of them, for ask and tell;
+    score: predictions of the present model; cost_s: seconds that a batch takes, as it seems;
+    paired_us: of the best, measured in turn with the peer.
+    """
 
     task: Task
-    space: Space | Illegal
+    pool: Pool
+    search: State
     roofline_us: float
-    predicted: np.ndarray
+    score: Score
     entries: dict[str, Entry] = field(default_factory=dict)
     peer_us: float | None = None
     peer_from: str = "none"
-    batches: int = 0
-    idle_batches: int = 0  # since the best got better
+    paired_us: float | None = None
     new_tries: int = 0
-    spent_s: float = 0.0
+    cost_s: float = COST_S
 
     @property
     def key(self) -> str:
@@ -106,17 +119,35 @@ class TaskState:
         every = (s for e in self.entries.values() for s in e.statuses if s is not Status.OK)
         return dict(sorted(Counter(s.value for s in every).items()))
 
+    def predicted_us(self, schedule: Schedule) -> float | None:
+        """What the present model says of a schedule; None where it is not of this space."""
+        candidate = self.search.space.locate(schedule)
+        if candidate is None:
+            return None
+        rows = np.array([candidate.knobs], np.int64).reshape(1, len(candidate.knobs))
+        latency, _ = self.score(candidate.sketch, self.search.space.columns(candidate.sketch, rows))
+        return float(latency[0])
+
     def event(self, active: bool = False, left_s: float | None = None) -> Event:
         t = self.task
         return TaskEvent(
-            t.key, t.public_name, t.doc, t.count, self.roofline_us, self.best_us, self.peer_us,
+            t.key, t.public_name, t.doc, t.count, self.roofline_us,
+            self.paired_us or self.best_us, self.peer_us,
             self.tried, sum(self.failures.values()), active, left_s,
         )  # fmt: skip
 
-    def plain_schedules(self) -> tuple[Schedule, ...]:
-        """Schedules without loops of their own: slow, and right where nothing else is."""
-        actions = inline.propose(self.task.program)
-        return tuple(Schedule("plain", (action,)) for action in actions)
+
+def open_task(task: Task, target: Target, seed: int, model: CostModel) -> TaskState:
+    """A task with its space ranked and nothing tried."""
+    made = pool(task.program, sketches(task.program, target), target, limit=ROWS, seed=seed)
+    searched = State(space(made.sketches, made.tables), seed)
+    bound = roofline_time(task.program, target)
+    return TaskState(task, made, searched, bound, made.score(model))
+
+
+def plain_schedules(task: Task) -> tuple[Schedule, ...]:
+    """Schedules without loops of their own: slow, and right where nothing else is."""
+    return tuple(Schedule("plain", (action,)) for action in inline.propose(task.program))
 
 
 def _by_time(row: tuple[float | None, str, Entry]) -> tuple[float, str]:
@@ -148,6 +179,7 @@ class Book:
         mine = [r for r in known if r.threads == self.bench.threads and r.status not in PASSING]
         for record in mine:
             self._enter(state, Schedule.from_json(record.schedule_json), record)
+        state.search = tell(state.search, (r for r in mine if not r.extra.get(FINAL)))
         return len(mine)
 
     def recall_peer(self, state: TaskState, peer: str) -> None:
@@ -162,35 +194,33 @@ class Book:
 
     def note(self, state: TaskState, attempts: Sequence[Attempt]) -> list[Record]:
         """Stores a batch of attempts in one call, and remembers them."""
-        before = state.best_us
         records = [self._record(state, a) for a in attempts]
         self._add(state, records)
         for attempt, record in zip(attempts, records):
             entry = self._enter(state, attempt.schedule, record)
             entry.built = attempt.built or entry.built
+        state.search = tell(state.search, records)
         state.new_tries += len(attempts)
-        state.spent_s += sum(a.build_s + a.run_s for a in attempts)
-        state.batches += 1
-        now = state.best_us
-        better = now is not None and (before is None or now < 0.99 * before)
-        state.idle_batches = 0 if better else state.idle_batches + 1
         return records
 
     def note_final(self, state: TaskState, entry: Entry, timing: Timing) -> None:
         """Stores one more time of a schedule that is known to be right."""
-        attempt = Attempt(entry.schedule, Status.OK, timing)
-        record = replace(self._record(state, attempt), extra={
-            "cache": timing.cache.value, "runs": timing.runs, "final": True,
-        })  # fmt: skip
-        self._add(state, [record])
-        self._enter(state, entry.schedule, record)
+        self._enter(state, entry.schedule, self._add_time(state, entry, timing, {FINAL: True}))
+
+    def note_pair(self, state: TaskState, entry: Entry, peer: str, pairing: Pairing) -> None:
+        """Stores the times of a schedule and of the peer, measured in turn.
+
+        That of the schedule is not mixed with its others: in turn with a peer, caches are colder.
+        """
+        self._add_time(state, entry, pairing.a, {FINAL: True, PAIRED: True})
+        state.paired_us = pairing.a.median_us
+        self.note_peer(state, peer, pairing.b)
 
     def note_peer(self, state: TaskState, peer: str, timing: Timing) -> None:
         """Stores the peer's time for this task."""
-        record = self._base(state, {"peer": peer}, Status.OK, timing, None, CHECKED_NONE, {
-            "cache": timing.cache.value, "runs": timing.runs,
-        })  # fmt: skip
-        self._add(state, [record])
+        self._add(state, [self._base(
+            state, {"peer": peer}, Status.OK, timing, None, CHECKED_NONE, _facts(timing)
+        )])  # fmt: skip
         state.peer_us, state.peer_from = timing.median_us, "subgraph"
 
     # -- inside ----------------------------------------------------------------------------
@@ -200,10 +230,19 @@ class Book:
         texts = {} if known else {state.key: to_text(state.task.program)}
         self.store.add(records, texts)
 
+    def _add_time(
+        self, state: TaskState, entry: Entry, timing: Timing, marks: Mapping[str, bool]
+    ) -> Record:
+        record = self._record(state, Attempt(entry.schedule, Status.OK, timing))
+        record = replace(record, extra={**_facts(timing), **marks})
+        self._add(state, [record])
+        return record
+
     def _enter(self, state: TaskState, schedule: Schedule, record: Record) -> Entry:
         entry = state.entries.setdefault(record.schedule, Entry(schedule))
-        entry.statuses.append(record.status)
-        if record.latency_us is not None:
+        if not record.extra.get(FINAL):  # the same attempt, timed again
+            entry.statuses.append(record.status)
+        if record.latency_us is not None and not record.extra.get(PAIRED):
             entry.times_us.append(record.latency_us)
         return entry
 
@@ -214,7 +253,7 @@ class Book:
         if a.rel_l2 is not None:
             extra["rel_l2"] = a.rel_l2
         if a.timing is not None:
-            extra |= {"cache": a.timing.cache.value, "runs": a.timing.runs}
+            extra |= _facts(a.timing)
         checked = CHECKED_REFERENCE if a.ok or a.status in CONDEMNED else CHECKED_NONE
         return self._base(state, a.schedule.to_json(), a.status, a.timing, a.error, checked, extra)
 
@@ -230,3 +269,7 @@ class Book:
             toolchain=bench.toolchain, device=bench.target.device, threads=bench.threads,
             checked=checked, extra=extra,
         )  # fmt: skip
+
+
+def _facts(timing: Timing) -> dict[str, object]:
+    return {"cache": timing.cache.value, "runs": timing.runs}

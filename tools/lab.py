@@ -43,7 +43,10 @@ class Jobs:
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds after which a job is killed, and of timed running for each candidate."""
+    """Seconds after which a job is killed, and of timed running for each candidate.
+
+    rounds: of finalists against each other; pair_rounds: of the winner against the peer.
+    """
 
     prepare_s: float = 120.0
     build_s: float = 10.0
@@ -51,6 +54,7 @@ class Limits:
     timing_s: float = 0.05
     final_s: float = 0.1
     rounds: int = 6
+    pair_rounds: int = 3
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from autosched.tools.subgraph import OnnxModel, Part
 SAME = 2e-3  # relative difference of two runs of one model, fp32 against float64
 EXTRACT_S, EVALUATE_S = 120.0, 15.0  # limits: of finding all parts, of float64 evaluation in it
 TIME_S = 0.1  # of timed running of a part
-ROUNDS, VISIT_S = 4, 0.03  # of a paired measurement
+VISIT_S = 0.03  # of a paired measurement
 _EXTERNAL = "session.model_external_initializers_file_folder_path"
 
 
@@ -76,6 +76,8 @@ class Peer:
     def extract(self, model: Path, shapes: Mapping[str, Sequence[int]], target: str,
                 seed: int) -> None:
         """Begins to look for the parts; whoever asks for one waits."""
+        if self._ticket is not None:
+            return
         self._ticket = self._pool.submit(Job(f"{__name__}:extract", {
             "model": str(model.absolute()), "shapes": {n: list(s) for n, s in shapes.items()},
             "target": target, "seed": seed, "folder": str(self._folder), "limit_s": EVALUATE_S,
@@ -106,7 +108,7 @@ class Peer:
         outcome = self._pool.run(Job(f"{__name__}:time_part", kwargs))
         return Timing.from_json(outcome.value) if isinstance(outcome, Ok) else None
 
-    def against(self, ours: Side, task: str, rounds: int = ROUNDS) -> Pairing | None:
+    def against(self, ours: Side, task: str, rounds: int) -> Pairing | None:
         """Ours (a) and the peer (b) for a task, in turn; None where that can't be."""
         part = self.found["parts"].get(task)
         if part is None:

@@ -13,31 +13,26 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from autosched.codegen.artifact import Artifact
 from autosched.codegen.package import Written, check_folder, module_name, write_package
 from autosched.datasets.store import Store
 from autosched.ir.frontend.onnx import load_model
 from autosched.ir.graph import ModelGraph
-from autosched.ir.partition import Partition, Task, partition
-from autosched.ir.record import CHECKED_NONE, CHECKED_REFERENCE, Status
-from autosched.ir.rules.action import Illegal
+from autosched.ir.partition import Partition, partition
+from autosched.ir.record import CHECKED_REFERENCE
 from autosched.ir.target import Target, TargetError, host_target, parse_target
-from autosched.tools.campaign import Bench, Book, Entry, TaskState
-from autosched.tools.choose import next_batch, next_task
-from autosched.tools.lab import JOBS, LIMITS, Attempt, Jobs, Lab, Limits
+from autosched.tools.campaign import Bench, Book, Entry, TaskState, open_task
+from autosched.tools.explore import Explorer
+from autosched.tools.lab import JOBS, LIMITS, Jobs, Lab, Limits
+from autosched.tools.learner import Learner
 from autosched.tools.packages import model_origin
 from autosched.tools.peers import Peer, peer_name
 from autosched.tools.plan import plan_model, run_time_tasks
-from autosched.tools.space import roofline_us, space
 from autosched.tools.stopping import Stopper
 from autosched.tools.toolchain import toolchain
 from autosched.tools.tuning import (
     Progress,
-    RecordEvent,
     StageEvent,
     TaskResult,
     TuningError,
@@ -46,11 +41,9 @@ from autosched.tools.tuning import (
 )
 from autosched.tools.winners import Choice, compile_winners
 
-BATCH = 8
-FINALISTS = 3
-TRIAL_PICKS = 6  # schedules tried in turn where only the model's pick is wanted
 TRIAL_S = 0.15  # to build, check and time one candidate, measured on small models
 FINAL_S, WRITE_S = 1.5, 3.0  # of a task's final measurements; of compiling and writing
+KEPT_FOR_FINALS = 0.4  # of a budget, at most
 
 
 def tune(
@@ -86,14 +79,17 @@ def tune(
         cut = partition(graph, chosen)
         tasks = run_time_tasks(cut)
     with clock.stage("rank", f"{len(tasks)} tasks"):
-        states = [_state(task, chosen, seed) for task in tasks]
-    run = _Run(Path(model), given, target, chosen, graph, cut, states, seed, progress, clock)
+        learner = Learner(seed)
+        states = [open_task(task, chosen, seed, learner.model) for task in tasks]
+    run = _Run(Path(model), given, target, chosen, graph, cut, states, seed, progress, clock,
+               learner)  # fmt: skip
     if dry_run:
         return run.result(None, None, estimate_s=_estimate_s(states, budget_s, trials))
     with Store(store) as records, tempfile.TemporaryDirectory(prefix="autosched-") as scratch:
         bench = Bench(chosen, toolchain(), chosen.cores, seed)
         book = Book(records, bench)
         run = replace(run, store=str(records.path), reused=sum(map(book.recall, states)))
+        learner.read(records, bench, states)
         for state in states:
             progress(state.event())
         stopper = Stopper(None if trials is not None else budget_s, begun)
@@ -119,12 +115,13 @@ class _Run:
     seed: int
     progress: Progress
     clock: _Clock
+    learner: Learner
     store: str = ""
     reused: int = 0
 
     def result(
         self, written: Written | None, choices: Mapping[str, Entry] | None, *,
-        interrupted: bool = False, estimate_s: float | None = None,
+        interrupted: bool = False, stopped: str = "", estimate_s: float | None = None,
     ) -> TuningResult:  # fmt: skip
         times = [s.task.count * (s.peer_us or s.best_us or s.roofline_us) for s in self.states]
         total = sum(times) or 1.0
@@ -137,8 +134,8 @@ class _Run:
             str(self.model), self.target.name, self.target.device, self.target.cores, self.seed,
             coverage.line(), coverage.share, tasks, written.folder if written else None,
             written.digest if written else None, self.store, dict(self.clock.seconds),
-            sum(s.new_tries for s in self.states), self.reused, "roofline", interrupted,
-            estimate_s,
+            sum(s.new_tries for s in self.states), self.reused, self.learner.name, stopped,
+            interrupted, estimate_s,
         )  # fmt: skip
 
 
@@ -172,14 +169,6 @@ def _usable_target(text: str) -> Target:
     return target
 
 
-def _state(task: Task, target: Target, seed: int) -> TaskState:
-    found = space(task.program, target, seed)
-    predicted = np.zeros(0)
-    if not isinstance(found, Illegal):
-        predicted = np.log(np.maximum(found.features.column("analytic_us"), 1e-3))
-    return TaskState(task, found, max(roofline_us(task.program, target), 1e-3), predicted)
-
-
 def _estimate_s(states: Sequence[TaskState], budget_s: float, trials: int | None) -> float:
     if trials is None:
         return budget_s
@@ -198,25 +187,26 @@ def _tuned(
         book.recall_peer(state, peer_name())
     with clock.stage("peer", peer_name(), stopper.left_s):
         lab.warm_up()
-        peer.extract(run.model, run.shapes, run.target_name, run.seed)
+        if trials != 0 or any(s.peer_us is None for s in states):
+            peer.extract(run.model, run.shapes, run.target_name, run.seed)
         failed = lab.prepare({s.key: s.task.program for s in states})
         _refuse(failed)
         _time_peers(run, peer, book, stopper)
+    explorer = Explorer(states, lab, book, run.learner, stopper, run.progress)
     with clock.stage("tune", f"{len(states)} tasks", stopper.left_s):
-        _search(run, lab, book, stopper, trials, resume)
-        choices = {s.key: _pick(run, lab, book, s) for s in states}
-    if trials != 0 and not stopper.asked:
-        with clock.stage("final", left_s=stopper.left_s):
-            for state in states:
-                if stopper.has(WRITE_S):
-                    choices[state.key] = _finals(lab, book, state)
-                    _pair(run, lab, peer, book, state, choices[state.key])
-                    run.progress(state.event(left_s=stopper.left_s))
+        stopped = explorer.search(_reserve_s(run, stopper), trials, resume)
+        choices = {s.key: explorer.pick(s) for s in states}
+    if trials != 0:
+        with clock.stage("final", f"{len(states)} tasks", stopper.left_s):
+            for state in (s for s in states if stopper.has(WRITE_S)):
+                choices[state.key] = explorer.finals(state)
+                explorer.pair(state, choices[state.key], peer)
+                run.progress(state.event(left_s=stopper.left_s))
     with clock.stage("compile", f"{len(states)} kernels", stopper.left_s):
         kernels = compile_winners(
             lab, run.target,
-            [Choice(s.task, choices[s.key].schedule, choices[s.key].latency_us, s.peer_us)
-             for s in states],
+            [Choice(s.task, choices[s.key].schedule, s.paired_us or choices[s.key].latency_us,
+                    s.peer_us) for s in states],
             book.bench.toolchain,
         )  # fmt: skip
     with clock.stage("write", str(folder), stopper.left_s):
@@ -228,7 +218,7 @@ def _tuned(
         summary = f"Tuned kernels of {run.model.name} for {run.target.device}"
         origin = {**model_origin(run.model), "seed": run.seed, "target": run.target_name}
         written = write_package(artifact, folder, name, summary=summary, origin=origin)
-    result = run.result(written, choices, interrupted=stopper.asked)
+    result = run.result(written, choices, interrupted=stopper.asked, stopped=stopped)
     run.progress(StageEvent("done", str(folder), stopper.left_s))
     return result
 
@@ -252,120 +242,24 @@ def _time_peers(run: _Run, peer: Peer, book: Book, stopper: Stopper) -> None:
         run.progress(state.event(left_s=stopper.left_s))
 
 
-def _search(
-    run: _Run, lab: Lab, book: Book, stopper: Stopper, trials: int | None, resume: bool
-) -> None:
-    rng = np.random.default_rng(run.seed)
-    reserve = 0.0 if trials is not None else _reserve_s(run, stopper)
-    done: set[str] = set()
-    while stopper.has(reserve):
-        room = BATCH if trials is None else trials - _trials(run, resume)
-        state = next_task(run.states, frozenset(done)) if room > 0 else None
-        if state is None:
-            return
-        batch = next_batch(state, min(BATCH, room), rng)
-        if not batch:
-            done.add(state.key)
-            continue
-        _attempt(run, lab, book, stopper, state, batch)
-
-
-def _trials(run: _Run, resume: bool) -> int:
-    """Attempts that count against `trials`."""
-    return sum(s.tried if resume else s.new_tries for s in run.states)
-
-
 def _reserve_s(run: _Run, stopper: Stopper) -> float:
-    """Seconds to keep for finals, compiling and writing."""
-    wanted = WRITE_S + FINAL_S * len(run.states)
-    return min(wanted, 0.4 * (stopper.left_s or 0.0))
-
-
-def _attempt(
-    run: _Run, lab: Lab, book: Book, stopper: Stopper, state: TaskState, batch: Sequence[Any]
-) -> None:
-    """Builds and measures a batch; what was measured is stored even where Ctrl-C cuts it short."""
-    run.progress(state.event(active=True, left_s=stopper.left_s))
-    attempts: list[Attempt] = []
-    best = state.best_us
-    limit = None if best is None else 3.0 * best
-    try:
-        for attempt in lab.attempt(state.key, state.task.program, batch, limit):
-            attempts.append(attempt)
-            if stopper.asked:
-                break
-    finally:
-        for record in book.note(state, attempts):
-            run.progress(RecordEvent(
-                state.key, state.task.public_name, record.status.value, record.latency_us,
-                record.error,
-            ))  # fmt: skip
-    run.progress(state.event(active=True, left_s=stopper.left_s))
-
-
-def _pick(run: _Run, lab: Lab, book: Book, state: TaskState) -> Entry:
-    """The best schedule known; where none is, the model's picks in turn until one is right."""
-    best = state.best
-    if best is not None:
-        return best
-    stopper = Stopper(None)
-    rng = np.random.default_rng(run.seed)
-    for _ in range(TRIAL_PICKS):
-        batch = next_batch(state, 1, rng)
-        if not batch:
-            break
-        _attempt(run, lab, book, stopper, state, batch)
-        if state.best is not None:
-            return state.best
-    for schedule in state.plain_schedules():
-        _attempt(run, lab, book, stopper, state, [schedule])
-        if state.best is not None:
-            return state.best
-    last = next((e for e in reversed(state.entries.values()) if e.statuses), None)
-    raise TuningError(
-        f"no kernel for {state.task.public_name} could be made that gives the right answer "
-        f"({last.statuses[-1].value if last else 'no schedule'}); tune with another --target, or "
-        "report the model"
-    )
-
-
-def _finals(lab: Lab, book: Book, state: TaskState) -> Entry:
-    """Times the best few against each other, interleaved; the fastest by all its records."""
-    ranked = state.ranked()[:FINALISTS]
-    missing = [e for e in ranked if e.built is None]
-    for entry, attempt in zip(missing, lab.build(state.key, [e.schedule for e in missing])):
-        entry.built = attempt.built
-    ready = [e for e in ranked if e.built is not None]
-    if len(ready) > 1:
-        known = [Attempt(e.schedule, Status.OK, built=e.built) for e in ready]
-        timings = lab.finals(state.key, known)
-        for entry, timing in zip(ready, timings or []):
-            book.note_final(state, entry, timing)
-    best = state.best
-    assert best is not None
-    return best
-
-
-def _pair(run: _Run, lab: Lab, peer: Peer, book: Book, state: TaskState, entry: Entry) -> None:
-    """Times the winner against the peer, each in its own process."""
-    if entry.built is None:
-        return
-    pairing = peer.against(lab.side(state.key, entry.built), state.key)
-    if pairing is not None:
-        book.note_final(state, entry, pairing.a)
-        book.note_peer(state, peer_name(), pairing.b)
+    """Seconds to keep for finals, compiling and writing; none where time is no limit."""
+    left = stopper.left_s
+    return 0.0 if left is None else min(WRITE_S + FINAL_S * len(run.states), KEPT_FOR_FINALS * left)
 
 
 def _task_result(state: TaskState, share: float, entry: Entry | None) -> TaskResult:
-    t, found = state.task, state.space
-    schedule = None if entry is None else entry.schedule
-    return TaskResult(
+    t = state.task
+    facts = TaskResult(
         t.key, t.public_name, t.doc, t.count, t.flops, state.roofline_us, share,
-        0 if isinstance(found, Illegal) else len(found),
-        tuned_us=None if entry is None else entry.latency_us, peer_us=state.peer_us,
-        peer_from=state.peer_from, tries=state.tried, failures=state.failures,
-        sketch="" if schedule is None else schedule.sketch,
-        knobs={} if schedule is None else dict(schedule.knobs),
-        schedule=None if schedule is None else schedule.to_json(),
-        checked=CHECKED_NONE if entry is None else CHECKED_REFERENCE,
+        state.pool.ranked, peer_us=state.peer_us, peer_from=state.peer_from, tries=state.tried,
+        failures=state.failures,
+    )  # fmt: skip
+    if entry is None:
+        return facts
+    schedule = entry.schedule
+    return replace(
+        facts, tuned_us=state.paired_us or entry.latency_us,
+        predicted_us=state.predicted_us(schedule), sketch=schedule.sketch,
+        knobs=dict(schedule.knobs), schedule=schedule.to_json(), checked=CHECKED_REFERENCE,
     )  # fmt: skip

@@ -122,7 +122,8 @@ class TuningResult:
     """What a run of the tuner did.
 
     package: None for a dry run; seconds: by stage; trials: attempts of this run; reused: records
-    of earlier runs that were used; interrupted: Ctrl-C ended the search early.
+    of earlier runs that were used; ranked_by: the model that ranked last; stopped: why nothing more
+    was measured; interrupted: Ctrl-C ended the search early.
     estimate_s: of a dry run, how long tuning would take.
     """
 
@@ -141,6 +142,7 @@ class TuningResult:
     trials: int
     reused: int
     ranked_by: str
+    stopped: str = ""
     interrupted: bool = False
     estimate_s: float | None = None
 
