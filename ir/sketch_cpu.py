@@ -14,7 +14,7 @@ from itertools import product
 
 from autosched.ir import access as acc
 from autosched.ir.extent import as_extent, ext_add, ext_mul, ext_product
-from autosched.ir.loops import Nest, nests
+from autosched.ir.loops import Loop, Nest, nests
 from autosched.ir.node import Node, Program, walk
 from autosched.ir.rules import bind, cascade, inline, join
 from autosched.ir.rules.action import Action, Illegal, act
@@ -146,7 +146,8 @@ def _block_plans(
 
 
 def _lane_blocks(extent: int, target: Target) -> tuple[int, ...]:
-    whole = (extent,) if extent <= LANE_BLOCKS[-1] * target.lanes else ()
+    fits = extent <= LANE_BLOCKS[-1] * target.lanes and extent % target.lanes == 0
+    whole = (extent,) if fits else ()
     sizes = sizes_of([v * target.lanes for v in LANE_BLOCKS], extent, extent)
     return tuple(sorted({*sizes, *whole}))
 
@@ -182,7 +183,7 @@ def _fused(
                 continue
             ways = [
                 tiles(nest, Place(tuple(x.axis for x in above), inner, blocks), target)
-                for above, nest in nests(bound.body[0])
+                for above, nest in _by_name(bound.body[0])
             ]
             for n, combo in enumerate(_combine(ways)):
                 name = f"{prefix}fused.{inner}.{n}"
@@ -190,6 +191,12 @@ def _fused(
                 made.append(_sketch(name, actions, len(head), [*cut.values()], combo, staged,
                                     target))  # fmt: skip
     return made
+
+
+def _by_name(kernel: Node) -> list[tuple[tuple[Loop, ...], Nest]]:
+    """One nest for each name: a state of a fold has a nest that starts it and one that makes the
+    next, over the same loops; what is done to one is done to both, so that the latter decides."""
+    return list({nest.name: (above, nest) for above, nest in nests(kernel)}.values())
 
 
 def _combine(ways: list[list[Tile]]) -> list[tuple[Tile, ...]]:
@@ -206,7 +213,7 @@ def _separate(
         for outer in ("grid", "serial") if small else ("grid",):
             ways = [
                 tiles(n, Place(tuple(x.axis for x in above), outer, None, order), target)
-                for above, n in nests(staged.body[0])
+                for above, n in _by_name(staged.body[0])
             ]
             for k, combo in enumerate(_combine(ways)):
                 name = f"{prefix}{order}.{outer}.{k}"

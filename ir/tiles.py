@@ -169,7 +169,7 @@ def _lane_splits(nest: Nest, lane: str, lanes: int, cols: Knob) -> tuple[Action,
     """`lane` into blocks of the knob's columns, those into vectors and lanes."""
     name = nest.name
     return (
-        act("split", nest=name, axis=lane, size=f"${cols.name}",
+        act("split", nest=name, axis=lane, size=f"${cols.name}", tail=_tail(nest),
             into=[f"{lane}.{name}o", f"{lane}.{name}r"]),
         act("split", nest=name, axis=f"{lane}.{name}r", size=lanes, tail="exact",
             into=[f"{lane}.{name}u", f"{lane}.{name}l"]),
@@ -178,8 +178,12 @@ def _lane_splits(nest: Nest, lane: str, lanes: int, cols: Knob) -> tuple[Action,
 
 def _row_split(nest: Nest, row: str, rows: Knob) -> Action:
     name = nest.name
-    return act("split", nest=name, axis=row, size=f"${rows.name}",
+    return act("split", nest=name, axis=row, size=f"${rows.name}", tail=_tail(nest),
                into=[f"{row}.{name}o", f"{row}.{name}u"])  # fmt: skip
+
+
+def _tail(nest: Nest) -> str:
+    return "exact" if updates_itself(nest) else "overlap"
 
 
 @dataclass(frozen=True)
@@ -341,8 +345,10 @@ def _lanes(extent: int, target: Target) -> int:
 
 def _nest_lanes(nest: Nest, lane: str, extent: Extent, place: Place, target: Target) -> int:
     lanes = _lanes(_shortest(lane, extent, place), target)
-    if updates_itself(nest) and isinstance(extent, int) and place.block(lane) is None:
-        while extent % lanes:
+    block = place.block(lane)
+    lengths = [extent] if block is None else block.domain
+    if updates_itself(nest):
+        while any(isinstance(n, int) and n % lanes for n in lengths):
             lanes //= 2
     return lanes
 

@@ -27,8 +27,8 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     found = [(o, n) for k in program.body for o, n in nests(k) if n.name == name]
     if not found:
         return Illegal("NOT_READ", f"no nest is named {name}")
-    outer, nest = found[0]
-    loads = [n for n in walk(nest.value) if n.op == "load" and str(n.src[0].attr[0]) == operand]
+    outer, nest = next((f for f in found if _loads_of(f[1], operand)), found[0])
+    loads = _loads_of(nest, operand)
     if not loads:
         return Illegal("NOT_READ", f"{name} does not read {operand}")
     if any(n.op == "load" for x in loads for s in x.src[1:] for n in walk(s)):
@@ -37,6 +37,10 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     if home == "packed":
         return _pack(program, nest, loads, order)
     return _copy(program, outer, nest, loads, order, action.get("loop"))
+
+
+def _loads_of(nest: Nest, operand: str) -> list[Node]:
+    return [n for n in walk(nest.value) if n.op == "load" and str(n.src[0].attr[0]) == operand]
 
 
 def reading_order(outer: tuple[Loop, ...], nest: Nest) -> list[str]:

@@ -28,8 +28,10 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     lanes, unroll = action.size("lanes"), action.size("unroll")
     problems: list[Illegal] = []
     binds: list[tuple[str, str]] = []
+    bare = 0  # nests of that name that reduce nothing, such as the start of a fold's state
 
     def edit(nest: Nest) -> list[Node]:
+        nonlocal bare
         if nest.name != name:
             return [nest.build()]
         if any(x.bind == "lane" for x in nest.loops):
@@ -37,7 +39,7 @@ def apply(program: Program, action: Action) -> Program | Illegal:
             return [nest.build()]
         found = [n for n in walk(nest.value) if n.op == "reduce" and n.attr[1] == (axis,)]
         if not found:
-            problems.append(Illegal("NOT_REDUCED", f"{name} has no reduce over {axis} alone"))
+            bare += 1
             return [nest.build()]
         table = {n: _partials(n, axis, lanes, unroll, binds, problems) for n in found}
         return [nest.with_value(replace_nodes(nest.value, table)).build()]
@@ -46,7 +48,8 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     if problems:
         return problems[0]
     if not binds:
-        return Illegal("NOT_REDUCED", f"no nest is named {name}")
+        why = f"{name} has no reduce over {axis} alone" if bare else f"no nest is named {name}"
+        return Illegal("NOT_REDUCED", why)
     return replace(program, body=tuple(_with_binds(k, binds) for k in body))
 
 
