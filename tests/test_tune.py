@@ -264,7 +264,7 @@ def test_faulty_kernels_cost_only_themselves(
     found = sorted(r.status for r in bad)
     assert found == sorted([
         Status.RUN_TIMEOUT, Status.RUN_CRASHED, Status.NAN_RESULT, Status.WRONG_RESULT,
-        Status.WRONG_RESULT, Status.WRONG_RESULT, Status.BUILD_FAILED, Status.BUILD_FAILED,
+        Status.WRONG_RESULT, Status.BUILD_FAILED, Status.BUILD_FAILED,
     ])  # fmt: skip
     assert all(r.error for r in bad)
     failures = [f for t in run.result.tasks for f in t.failures.items()]
