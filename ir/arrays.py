@@ -7,17 +7,15 @@ have their own type. `bad` marks elements that have no value: read out of range 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from autosched.ir.gather import Dim, gather, progression
+from autosched.ir.contract import contract
+from autosched.ir.gather import Dim, align, gather, joint, progression
 from autosched.ir.monoid import MONOIDS, dtype_limit
 from autosched.ir.scalar import FLOATS, SCALARS, round_to_grid, split_name
-
-Factor = tuple[Any, tuple[Dim, ...]]  # an array and the names of its dimensions
-EXACT = 2.0**53  # integers up to here are exact in float64
 
 
 class Named(NamedTuple):
@@ -26,12 +24,6 @@ class Named(NamedTuple):
     data: Any
     dims: tuple[Dim, ...] = ()
     bad: Any = None
-
-
-def joint(dims: Iterable[tuple[Dim, ...]]) -> tuple[Dim, ...]:
-    """All dimensions, those of the longest operand first and in its order."""
-    groups = sorted(dims, key=len, reverse=True)
-    return tuple(dict.fromkeys(d for group in groups for d in group))
 
 
 class NumpyArrays:
@@ -67,15 +59,8 @@ class NumpyArrays:
     def spread(self, x: Named, dims: tuple[Dim, ...], sizes: dict[Dim, int]) -> Named:
         """x broadcast to `dims`, in that order."""
         shape = tuple(sizes[d] for d in dims)
-        bad = None if x.bad is None else np.broadcast_to(self.align(x.bad, x.dims, dims), shape)
-        return Named(np.broadcast_to(self.align(x.data, x.dims, dims), shape), dims, bad)
-
-    def align(self, data: Any, have: tuple[Dim, ...], want: tuple[Dim, ...]) -> Any:
-        """`data` transposed to the order of `want`, with length 1 along what it lacks."""
-        if have == want:
-            return data
-        out = data.transpose([have.index(d) for d in want if d in have])
-        return out[tuple(slice(None) if d in have else None for d in want)]
+        bad = None if x.bad is None else np.broadcast_to(align(x.bad, x.dims, dims), shape)
+        return Named(np.broadcast_to(align(x.data, x.dims, dims), shape), dims, bad)
 
     # ---- elementwise ----------------------------------------------------------------------
 
@@ -84,7 +69,7 @@ class NumpyArrays:
     ) -> Named:
         """The scalar function `fn` with a result of `dtype` (None: as it comes)."""
         dims = joint(x.dims for x in operands)
-        data = [self.align(x.data, x.dims, dims) for x in operands]
+        data = [align(x.data, x.dims, dims) for x in operands]
         name, target = split_name(fn)
         if name == "cast":
             out = self.cast(data[0], target, rounding)
@@ -93,7 +78,7 @@ class NumpyArrays:
             out = out if dtype is None else out.astype(self.dtype(dtype), copy=False)
         if all(x.bad is None for x in operands):
             return Named(out, dims)
-        bad = [np.False_ if x.bad is None else self.align(x.bad, x.dims, dims) for x in operands]
+        bad = [np.False_ if x.bad is None else align(x.bad, x.dims, dims) for x in operands]
         if name == "where":
             mark = bad[0] | np.where(data[0], bad[1], bad[2])
         else:
@@ -209,29 +194,11 @@ class NumpyArrays:
         mark = None
         if any(x.bad is not None for x in factors):
             mark = self._bad_of(factors, gone, sizes)
-        work = self._sum_alone([(x.data, x.dims) for x in factors], gone)
-        while sum(any(d in gone for d in dims) for _, dims in work) > 2:
-            work = self._sum_alone(self._merge_cheapest(work, gone, sizes), gone)
-        inner = [w for w in work if any(d in gone for d in w[1])]
-        outer = [w for w in work if not any(d in gone for d in w[1])]
-        out = self._product_sum(inner, gone) if inner else outer.pop()
-        for other in sorted(outer, key=lambda w: w[0].size):
-            dims = joint((out[1], other[1]))
-            out = (self.align(*out, dims) * self.align(*other, dims), dims)
+        out = contract([(x.data, x.dims) for x in factors], gone)
         data = np.asarray(out[0]).astype(self.dtype(dtype), copy=False)
         if mark is None:
             return Named(data, out[1])
-        return self.marked(data, out[1], self.align(mark.data, mark.dims, out[1]))
-
-    def _sum_alone(self, work: list[Factor], gone: tuple[Dim, ...]) -> list[Factor]:
-        """The factors with those dimensions summed that only one of several has."""
-        out = list(work)
-        for d in gone:
-            owners = [n for n, (_, dims) in enumerate(out) if d in dims]
-            if len(owners) == 1 and len(out) > 1:
-                data, dims = out[owners[0]]
-                out[owners[0]] = (_sum(data, dims.index(d)), tuple(x for x in dims if x != d))
-        return out
+        return self.marked(data, out[1], align(mark.data, mark.dims, out[1]))
 
     def _bad_of(
         self, factors: Sequence[Named], gone: tuple[Dim, ...], sizes: dict[Dim, int]
@@ -246,41 +213,8 @@ class NumpyArrays:
         ]  # fmt: skip
         out = np.zeros(tuple(sizes[d] for d in kept), bool)
         for mark in marks:
-            out = out | self.align(mark.data, mark.dims, kept)
+            out = out | align(mark.data, mark.dims, kept)
         return Named(out, kept)
-
-    def _merge_cheapest(
-        self, work: list[Factor], gone: tuple[Dim, ...], sizes: dict[Dim, int]
-    ) -> list[Factor]:
-        inner = [n for n, w in enumerate(work) if any(d in gone for d in w[1])]
-        pairs = [(a, b) for a in inner for b in inner if a < b]
-        a, b = min(
-            pairs, key=lambda p: np.prod([sizes[d] for d in joint((work[p[0]][1], work[p[1]][1]))])
-        )
-        dims = joint((work[a][1], work[b][1]))
-        merged = (self.align(*work[a], dims) * self.align(*work[b], dims), dims)
-        return [w for n, w in enumerate(work) if n not in (a, b)] + [merged]
-
-    def _product_sum(self, work: list[Factor], gone: tuple[Dim, ...]) -> Factor:
-        if len(work) == 1:
-            data, dims = work[0]
-            at = tuple(n for n, d in enumerate(dims) if d in gone)
-            return _sum(data, at), tuple(d for d in dims if d not in gone)
-        (a, da), (b, db) = work
-        both = [d for d in da if d in db]
-        batch = tuple(d for d in both if d not in gone)
-        inner = tuple(d for d in both if d in gone)
-        rows = tuple(d for d in da if d not in db)
-        cols = tuple(d for d in db if d not in da)
-        x = self.align(a, da, (*batch, *rows, *inner))
-        y = self.align(b, db, (*batch, *inner, *cols))
-        shape = x.shape[: len(batch) + len(rows)] + y.shape[len(batch) + len(inner) :]
-        count = int(np.prod(x.shape[: len(batch)], dtype=np.int64))
-        k = int(np.prod(y.shape[len(batch) : len(batch) + len(inner)], dtype=np.int64))
-        m = int(np.prod(x.shape[len(batch) : len(batch) + len(rows)], dtype=np.int64))
-        n = int(np.prod(y.shape[len(batch) + len(inner) :], dtype=np.int64))
-        out = _matmul(x.reshape(count, m, k), y.reshape(count, k, n))
-        return out.reshape(shape), (*batch, *rows, *cols)
 
     def trisolve(self, matrix: Named, rhs: Named, row: Dim, col: Dim) -> Named:
         """x of (I + strict lower matrix) x = rhs along `row`, by forward substitution."""
@@ -288,7 +222,7 @@ class NumpyArrays:
         batch = tuple(d for d in joint((matrix.dims, rhs.dims)) if d not in (row, col))
         only = tuple(d for d in batch if d not in matrix.dims)
         shared = tuple(d for d in batch if d in matrix.dims)
-        lower = self.align(matrix.data, matrix.dims, (*shared, row, col))
+        lower = align(matrix.data, matrix.dims, (*shared, row, col))
         full = self.spread(rhs, (*shared, row, *only), sizes)
         right = full.data.reshape(*full.data.shape[: len(shared) + 1], -1)
         x = np.array(right)
@@ -315,11 +249,11 @@ class NumpyArrays:
         values, dims = gather(data, inside)
         if known is not None and not known.all():
             stored, where = gather(known, inside)
-            lost = Named(~self.align(stored, where, dims), dims)
+            lost = Named(~align(stored, where, dims), dims)
             bad = lost if bad is None else self.apply("or", "bool", (bad, lost))
         if bad is None:
             return Named(values, dims)
-        mark = self.align(bad.data, bad.dims, dims)
+        mark = align(bad.data, bad.dims, dims)
         if values.dtype.kind == "f":
             values = np.where(mark, np.nan, values)
         return self.marked(values, dims, mark)
@@ -356,11 +290,11 @@ class NumpyArrays:
         dims = parts[0].dims
         if dim not in dims:
             return parts[0]
-        data = np.concatenate([self.align(p.data, p.dims, dims) for p in parts], dims.index(dim))
+        data = np.concatenate([align(p.data, p.dims, dims) for p in parts], dims.index(dim))
         if all(p.bad is None for p in parts):
             return Named(data, dims)
         marks = [np.zeros(p.data.shape, bool) if p.bad is None else p.bad for p in parts]
-        bad = [self.align(m, p.dims, dims) for m, p in zip(marks, parts)]
+        bad = [align(m, p.dims, dims) for m, p in zip(marks, parts)]
         return Named(data, dims, np.concatenate(bad, dims.index(dim)))
 
     def cut(self, x: Named, dim: Dim, lo: int, hi: int) -> Named:
@@ -373,9 +307,9 @@ class NumpyArrays:
     ) -> tuple[Named, ...]:
         """The monoid's combination of partial results over equal dimensions."""
         dims = a[0].dims
-        left, right = ([self.align(x.data, x.dims, dims) for x in xs] for xs in (a, b))
+        left, right = ([align(x.data, x.dims, dims) for x in xs] for xs in (a, b))
         out = MONOIDS[monoid].combine(_apply, tuple(left), tuple(right))
-        marks = [self.align(x.bad, x.dims, dims) for x in (*a, *b) if x.bad is not None]
+        marks = [align(x.bad, x.dims, dims) for x in (*a, *b) if x.bad is not None]
         bad = np.logical_or.reduce(marks) if marks else False
         return tuple(
             self.marked(x.astype(self.dtype(t), copy=False), dims, bad) for x, t in zip(out, dtypes)
@@ -384,7 +318,7 @@ class NumpyArrays:
     def choose(self, t: Named, lo: Named, hi: Named, inside: Named, outside: Named) -> Named:
         """`inside` where lo <= t < hi, else `outside`."""
         dims = joint((lo.dims, hi.dims))
-        low, high = self.align(lo.data, lo.dims, dims), self.align(hi.data, hi.dims, dims)
+        low, high = align(lo.data, lo.dims, dims), align(hi.data, hi.dims, dims)
         active = Named((low <= t.data) & (t.data < high), dims)
         return self.apply("where", None, [active, inside, outside], False)
 
@@ -430,8 +364,8 @@ class NumpyArrays:
             r is not None or not x.dims for r, x in zip(ranges, index)
         ):  # fmt: skip
             box = tuple(int(x.data) if r is None else r for r, x in zip(ranges, index))
-            data[box] = self.align(value.data, value.dims, flat)
-            known[box] = True if value.bad is None else ~self.align(value.bad, value.dims, flat)
+            data[box] = align(value.data, value.dims, flat)
+            known[box] = True if value.bad is None else ~align(value.bad, value.dims, flat)
             return
         _, sizes = self._common([*index, *(() if mask is None else (mask,))])
         full = [self.spread(x, dims, sizes).data for x in (*index, value)]
@@ -453,25 +387,6 @@ def _shifted(data: Any, first: float | bool) -> Any:
     """`data` one place later along the last dimension, `first` in front."""
     head = np.full((*data.shape[:-1], min(1, data.shape[-1])), first, data.dtype)
     return np.concatenate([head, data[..., :-1]], axis=-1)
-
-
-def _sum(data: Any, axis: Any) -> Any:
-    return np.sum(data, axis=axis)
-
-
-def _matmul(a: Any, b: Any) -> Any:
-    """Batched product; integers go through float64 where the result is exact there."""
-    if a.dtype.kind == "f":
-        return np.matmul(np.ascontiguousarray(a), np.ascontiguousarray(b))
-    bound = _largest(a) * _largest(b) * max(a.shape[-1], 1)
-    if bound < EXACT:
-        return np.rint(np.matmul(a.astype(np.float64), b.astype(np.float64))).astype(np.int64)
-    wide = np.uint64 if a.dtype == np.uint64 else np.int64
-    return np.matmul(a.astype(wide), b.astype(wide))
-
-
-def _largest(x: Any) -> float:
-    return float(np.abs(x.astype(np.float64)).max()) if x.size else 0.0
 
 
 NUMPY = NumpyArrays()

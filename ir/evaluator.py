@@ -14,42 +14,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from autosched.ir.arrays import Named
+from autosched.ir.bound import Bound, Env, sizes_of
 from autosched.ir.folding import run_fold
 from autosched.ir.footprint import depends_on, footprint, mutable, steered_by, summands
 from autosched.ir.gather import Dim
 from autosched.ir.node import Extent, IRError, Node
+from autosched.ir.stream import streamed
 
 LIFT_ELEMENTS = 1 << 23  # a loop's values are computed at once up to this size (64 MiB)
-BLOCK_ELEMENTS = 1 << 26  # operands of a reduce above this size are streamed (512 MiB)
 
 
 class InterpError(ValueError):
     """A program has no value for these inputs: the message names the node and the cause."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A value with its identity and the depth of the frame it depends on.
-
-    span: for a step of a loop, all its coordinates, of which this is number `position`;
-    at: for the state of a fold, what its axes were bound to; `mixed` are those at which the body
-    also reads it elsewhere: along them it has all its elements, whatever is evaluated.
-    """
-
-    named: Named
-    uid: int
-    level: int
-    span: Bound | None = None
-    position: int = 0
-    at: Mapping[str, Bound] = field(default_factory=dict)
-    mixed: frozenset[str] = frozenset()
-
-
-Env = Mapping[str, Bound]
 
 
 def state_name(name: str) -> str:
@@ -278,7 +257,7 @@ class Evaluator:
             parts = self._with(self._named(node.src, inner), gone, inner)
             return self.xp.reduce(node.attr[0], dtypes, parts, gone)
 
-        return self._streamed(whole, node.src, node.attr[0], dtypes, env, gone)
+        return streamed(self, whole, node.src, node.attr[0], dtypes, env, gone)
 
     def sum_of(self, node: Node, dtype: str, env: Env, axes: tuple[str, ...] = ()) -> Named:
         """A sum of products, as a contraction: the product itself is never made.
@@ -295,7 +274,7 @@ class Evaluator:
             parts = self._with(self._named(factors, block), gone, block)
             return (self.xp.contract(dtype, parts, gone),)
 
-        (out,) = self._streamed(whole, factors, "sum", [dtype], inner, gone)
+        (out,) = streamed(self, whole, factors, "sum", [dtype], inner, gone)
         return out
 
     def _with(self, parts: list[Named], gone: tuple[Dim, ...], env: Env) -> list[Named]:
@@ -303,63 +282,8 @@ class Evaluator:
         absent = tuple([d for d in gone if not any(d in p.dims for p in parts)])
         if not absent:
             return parts
-        sizes = _sizes(env.values()) | dict(zip(parts[0].dims, parts[0].data.shape))
+        sizes = sizes_of(env.values()) | dict(zip(parts[0].dims, parts[0].data.shape))
         return [self.xp.spread(parts[0], parts[0].dims + absent, sizes), *parts[1:]]
-
-    def _streamed(
-        self,
-        whole: Callable[[Env], tuple[Named, ...]],
-        operands: Sequence[Node],
-        monoid: str,
-        dtypes: Sequence[str],
-        env: Env,
-        gone: tuple[Dim, ...],
-    ) -> tuple[Named, ...]:
-        """`whole(env)`, in blocks along one dimension where an operand would be too large."""
-        dim, pieces = self._blocks(operands, env)
-        if pieces == 1:
-            return whole(env)
-        size = _sizes(env.values())[dim]
-        outs = []
-        for n in range(pieces):
-            lo, hi = size * n // pieces, size * (n + 1) // pieces
-            with self.frame() as level:
-                part = self._cut(env, dim, lo, hi, level)
-                outs.append(self._streamed(whole, operands, monoid, dtypes, part, gone))
-        if dim not in gone:
-            return tuple([self.xp.concatenate(list(parts), dim) for parts in zip(*outs)])
-        total = outs[0]
-        for more in outs[1:]:
-            total = self.xp.merge(monoid, dtypes, total, more)
-        return total
-
-    def _blocks(self, operands: Sequence[Node], env: Env) -> tuple[Dim, int]:
-        """The dimension to cut and the number of pieces; one piece where everything fits."""
-        worst: dict[Dim, int] = {}
-        for node in operands:
-            sizes = _sizes([env[a] for a in node.names if a in env])
-            if _product(sizes.values()) > _product(worst.values()):
-                worst = sizes
-        if not worst or _product(worst.values()) <= BLOCK_ELEMENTS:
-            return ("", 0), 1
-        dim = max(worst, key=lambda d: worst[d])
-        return dim, min(worst[dim], -(-_product(worst.values()) // BLOCK_ELEMENTS))
-
-    def _cut(self, env: Env, dim: Dim, lo: int, hi: int, level: int) -> Env:
-        """`env` with the part [lo, hi) of everything along a dimension."""
-        cut: dict[int, Bound] = {}
-
-        def part(x: Bound) -> Bound:
-            if x.uid not in cut:
-                fixed = {d for a in x.mixed & set(x.at) for d in x.at[a].named.dims}
-                touched = dim in x.named.dims and dim not in fixed
-                at = {a: b if a in x.mixed else part(b) for a, b in x.at.items()}
-                named = self.xp.cut(x.named, dim, lo, hi) if touched else x.named
-                moved = touched or any(at[a] is not b for a, b in x.at.items())
-                cut[x.uid] = self.bound(named, level, at=at, mixed=x.mixed) if moved else x
-            return cut[x.uid]
-
-        return {name: part(x) for name, x in env.items()}
 
     def _scan(self, node: Node, env: Env) -> tuple[Any, ...]:
         monoid, axis, exclusive, reverse = node.attr
@@ -389,7 +313,7 @@ class Evaluator:
         inner = self.bind_whole(axes, env, (*depends_on(matrix), *depends_on(rhs)))
         dims = [inner[a].named.dims[0] for a in (row, col)]
         parts = self._named(node.src, inner)
-        sizes = _sizes(inner.values())
+        sizes = sizes_of(inner.values())
         full = self._spread_all(parts[0], dims, sizes)
         got = self.xp.trisolve(full, self._spread_all(parts[1], dims[:1], sizes), *dims)
         if inner[row].uid == env[row].uid:
@@ -455,17 +379,6 @@ def _moves_data(node: Node) -> bool:
     while node.op in ("reaxis", "take", "slice", "place"):
         node = node.src[0]
     return node.op in ("input", "const", "iota", "load", "carry")
-
-
-def _sizes(bounds: Iterable[Bound]) -> dict[Dim, int]:
-    return {d: n for b in bounds for d, n in zip(b.named.dims, b.named.data.shape)}
-
-
-def _product(sizes: Iterable[int]) -> int:
-    out = 1
-    for n in sizes:
-        out *= n
-    return out
 
 
 _METHODS: dict[str, Callable[[Evaluator, Node, Env], tuple[Any, ...]]] = {

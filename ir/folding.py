@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autosched.ir.arrays import Named
+from autosched.ir.bound import Bound, Env
 from autosched.ir.footprint import depends_on, rebound
 from autosched.ir.gather import Dim
 from autosched.ir.node import Node, walk
 
 if TYPE_CHECKING:
-    from autosched.ir.evaluator import Bound, Env, Evaluator
+    from autosched.ir.evaluator import Evaluator
 
 
 def run_fold(machine: Evaluator, node: Node, env: Env) -> tuple[Named, ...]:

@@ -6,7 +6,7 @@ merges of axes become transposes, slices and reshapes; only the rest is gathered
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ def _read_group(
     sizes = moved.shape[before : before + len(at)]
     flat: Any = np.zeros((), np.int64)
     for n, size in zip(group, sizes):
-        flat = flat * size + _aligned(*index[n], dims).astype(np.int64)
+        flat = flat * size + align(*index[n], dims).astype(np.int64)
     merged = moved.reshape(*head, int(np.prod(sizes, dtype=np.int64)), *tail)
     span = progression(flat) if flat.size else None
     if span is not None:
@@ -91,6 +91,15 @@ def _read_group(
     return out, [*kept[:before], *dims, *kept[before:]]
 
 
-def _aligned(x: Any, have: tuple[Dim, ...], want: tuple[Dim, ...]) -> Any:
+def align(x: Any, have: tuple[Dim, ...], want: tuple[Dim, ...]) -> Any:
+    """`x` transposed to the order of `want`, with length 1 along what it lacks."""
+    if have == want:
+        return x
     out = x.transpose([have.index(d) for d in want if d in have])
     return out[tuple(slice(None) if d in have else None for d in want)]
+
+
+def joint(dims: Iterable[tuple[Dim, ...]]) -> tuple[Dim, ...]:
+    """All dimensions, those of the longest operand first and in its order."""
+    groups = sorted(dims, key=len, reverse=True)
+    return tuple(dict.fromkeys(d for group in groups for d in group))

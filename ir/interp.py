@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy
 
+from autosched.ir import evaluator
 from autosched.ir.arrays import NUMPY, Named
-from autosched.ir.evaluator import LIFT_ELEMENTS, Bound, Env, Evaluator, InterpError, describe
+from autosched.ir.bound import Bound, Env
+from autosched.ir.evaluator import Evaluator, InterpError, describe
 from autosched.ir.footprint import depends_on, footprint, steered_by
 from autosched.ir.node import Extent, Node, Output, Program, walk
 
@@ -199,7 +201,7 @@ class _Tile:
         whole = {**env, node.attr[0]: span}
         sizes = {n: dict(zip(b.named.dims, b.named.data.shape)) for n, b in whole.items()}
         stores = [n for n in walk(node) if n.op == "store"]
-        small = all(footprint(s, sizes) <= LIFT_ELEMENTS for s in stores)
+        small = all(footprint(s, sizes) <= evaluator.LIFT_ELEMENTS for s in stores)
         return small and not _communicates(node)
 
     def _store(self, node: Node, env: Env) -> None:

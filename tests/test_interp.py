@@ -23,26 +23,20 @@ from programs import (
     swiglu,
 )
 from scipy.special import erf
-from tile_programs import gemm_tile
 
-from autosched.ir import evaluator
+from autosched.ir import evaluator, stream
 from autosched.ir.interp import InterpError, evaluate, value_of
-from autosched.ir.monoid import MONOIDS, dtype_limit
-from autosched.ir.node import Node, Output, Program
+from autosched.ir.node import Node, Program
 from autosched.ir.ops import (
-    buffer,
     carry,
     cast,
     const,
     dot,
     exp,
     fold,
-    forall,
     get,
     input_,
     iota,
-    kernel,
-    load,
     map_,
     max_,
     maximum,
@@ -50,15 +44,13 @@ from autosched.ir.ops import (
     reaxis,
     reduce_,
     rename,
-    scan,
     slice_,
-    store,
     sum_,
     take,
     trisolve,
     where,
 )
-from autosched.ir.scalar import SCALARS, round_to_grid
+from autosched.ir.scalar import round_to_grid
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
@@ -145,7 +137,7 @@ def test_large_operands_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
         sizes.append(got[0].data.size)
         return got
 
-    monkeypatch.setattr(evaluator, "BLOCK_ELEMENTS", 50)
+    monkeypatch.setattr(stream, "BLOCK_ELEMENTS", 50)
     monkeypatch.setitem(evaluator._METHODS, "map", counted)
     got, got_whole = evaluate(program, x)["o"], evaluate(whole, {})
     assert max(sizes) <= got.size, "more than the output was made as a whole"
@@ -206,66 +198,6 @@ def test_take() -> None:
     close(at(heavy, "a", "p", "c", index=index), X.sum(-1)[:, index])
 
 
-@pytest.mark.parametrize("name", MONOIDS)
-@pytest.mark.parametrize("sizes", [(1, 1), (3, 4), (2, 7)])
-def test_reduce_matches_step_by_step(name: str, sizes: tuple[int, int]) -> None:
-    spec = MONOIDS[name]
-    parts, arrays = _components(name, sizes)
-    node = reduce_(name, "k", *parts)
-    for n in range(spec.arity):
-        got = value_of(Node("get", (node,), (n,)), arrays, ("m",))
-        np.testing.assert_allclose(got, _by_steps(name, arrays)[n], rtol=1e-12, atol=1e-12)
-
-
-def _components(name: str, sizes: tuple[int, int]) -> tuple[list[Node], dict[str, Array]]:
-    m, k = sizes
-    dtypes = ["bool" if name in ("any", "all") else "float64"] * MONOIDS[name].arity
-    if name in ("argmax", "argmin"):
-        dtypes[1] = "int64"
-    arrays: dict[str, Array] = {}
-    for n, dtype in enumerate(dtypes):
-        data = np.round(RNG.standard_normal((m, k)) * 2)
-        if dtype == "int64":
-            data = np.broadcast_to(np.arange(k), (m, k))
-        if dtype == "bool":
-            data = data > 0
-        positive = (name, n) in (("logsumexp", 1), ("moments", 0))
-        arrays[f"x{n}"] = np.abs(data) + 1 if positive else data
-    return [input_(f"x{n}", {"m": m, "k": k}, t) for n, t in enumerate(dtypes)], arrays
-
-
-def _by_steps(name: str, arrays: dict[str, Array]) -> tuple[Array, ...]:
-    spec = MONOIDS[name]
-    data = list(arrays.values())
-    total = tuple(
-        np.full(x.shape[0], dtype_limit(i, str(x.dtype)), x.dtype)
-        for x, i in zip(data, spec.identity)
-    )
-    for k in range(data[0].shape[1]):
-        total = spec.combine(_apply, total, tuple(x[:, k] for x in data))
-    return total
-
-
-def _apply(fn: str, *operands: Any) -> Any:
-    return SCALARS[fn].numpy(*operands)
-
-
-@pytest.mark.parametrize("name", MONOIDS)
-@pytest.mark.parametrize("exclusive", [False, True])
-@pytest.mark.parametrize("reverse", [False, True])
-def test_scan_is_the_reduce_of_every_prefix(name: str, exclusive: bool, reverse: bool) -> None:
-    spec = MONOIDS[name]
-    parts, arrays = _components(name, (2, 6))
-    node = scan(name, "k", *parts, exclusive=exclusive, reverse=reverse)
-    for k in range(6):
-        cut = slice(k + exclusive, 6) if reverse else slice(0, k + 1 - exclusive)
-        part = {n: x[:, cut] for n, x in arrays.items()}
-        want = _by_steps(name, part)
-        for n in range(spec.arity):
-            got = value_of(Node("get", (node,), (n,)), arrays, ("m", "k"))
-            np.testing.assert_allclose(got[:, k], want[n], rtol=1e-12, atol=1e-12)
-
-
 def test_reduce_over_nothing_is_the_identity() -> None:
     empty = input_("e", {"a": 2, "k": 0})
     data = {"e": np.zeros((2, 0))}
@@ -280,13 +212,6 @@ def test_reduce_counts_axes_that_the_value_does_not_vary_along() -> None:
     assert value_of(sum_("k", ones), {}, ()) == 14
     got = at(sum_(("a", "b"), x_ * cast(iota("k", 2), "float32")), "c", "k")
     close(got, X.sum((0, 1))[:, None] * np.arange(2))
-
-
-def test_ties_and_nans_of_argmax() -> None:
-    data = {"x": np.array([[1.0, 3, 3, 2], [np.nan, 1, np.nan, 9], [-np.inf] * 4])}
-    x = input_("x", {"m": 3, "k": 4})
-    node = reduce_("argmax", "k", x, iota("k", 4))
-    np.testing.assert_array_equal(value_of(get(node, 1), data, ("m",)), [1, 0, 0])
 
 
 def test_contractions_of_several_factors() -> None:
@@ -473,149 +398,3 @@ def test_inputs_are_checked() -> None:
         evaluate(program, {k: v for k, v in x.items() if k != "bias"})
     with pytest.raises(InterpError, match=r"shape \(3, 4\), wants \(5, 4\)"):
         evaluate(program, {**x, "w": x["w"][:3]})
-
-
-def test_knobs_must_be_bound() -> None:
-    program = gemm_tile(3, 4, 5)
-    with pytest.raises(InterpError, match="subst"):
-        evaluate(program, draw(program))
-
-
-def tile(*body: Node, size: int = 4, inputs: tuple[Node, ...] = ()) -> Program:
-    out = (Output("y", ("m",), "float32", (size,)),)
-    return Program("tile", inputs, out, (kernel("k", body),))
-
-
-Y = buffer("y", [4], "float32", "output")
-M = iota("m", 4)
-IN = input_("x", {"m": 4})
-DATA = {"x": np.arange(4.0)}
-
-
-def loop(body: Node | list[Node], lo: int = 0, hi: int = 4, bind: str = "serial") -> Node:
-    return forall("m", lo, hi, bind, body if isinstance(body, list) else [body])
-
-
-@pytest.mark.parametrize("bind", ["grid", "serial", "unroll", "lane"])
-def test_loops_of_every_kind(bind: str) -> None:
-    program = tile(loop(store(Y, load(IN, [3 - M]) * 2.0, [M]), bind=bind), inputs=(IN,))
-    close(evaluate(program, DATA)["y"], DATA["x"][::-1] * 2)
-
-
-def test_elements_that_are_never_stored() -> None:
-    program = tile(loop(store(Y, load(IN, [M]), [M]), hi=3), inputs=(IN,))
-    with pytest.raises(InterpError, match=r"1 elements .* \(3,\): never stored"):
-        evaluate(program, DATA)
-    with pytest.raises(InterpError, match="no kernel stores"):
-        evaluate(tile(inputs=(IN,)), DATA)
-
-
-def test_loads_out_of_range() -> None:
-    past = load(IN, [M + 1])
-    with pytest.raises(InterpError, match=r"load .*'x' dimension 0 of extent 4 is accessed at"):
-        evaluate(tile(loop(store(Y, past, [M])), inputs=(IN,)), DATA)
-    masked = load(IN, [M + 1], mask=M < 3, fill=const(-1.0, "float32"))
-    got = evaluate(tile(loop(store(Y, masked, [M])), inputs=(IN,)), DATA)["y"]
-    close(got, np.array([1.0, 2, 3, -1]))
-
-
-def test_stores_out_of_range() -> None:
-    with pytest.raises(InterpError, match="store"):
-        evaluate(tile(loop(store(Y, load(IN, [M]), [M + 1])), inputs=(IN,)), DATA)
-    five = iota("m", 5)
-    masked = store(Y, load(IN, [minimum(five, 3)]), [five], mask=five < 4)
-    close(evaluate(tile(loop(masked, hi=5), inputs=(IN,)), DATA)["y"], DATA["x"])
-
-
-def test_stale_scratch() -> None:
-    scratch = buffer("s", [4], "float32", "scratch")
-    fill = loop(store(scratch, load(IN, [M]) * 2.0, [M]))
-    read = loop(store(Y, load(scratch, [M]), [M]))
-    close(evaluate(tile(fill, read, inputs=(IN,)), DATA)["y"], DATA["x"] * 2)
-    with pytest.raises(InterpError, match="'y' gets a value"):
-        evaluate(tile(read, fill, inputs=(IN,)), DATA)
-    some = loop(store(scratch, load(IN, [M]) * 2.0, [M]), hi=3)
-    with pytest.raises(InterpError, match="'y' gets a value"):
-        evaluate(tile(some, read, inputs=(IN,)), DATA)
-    masked = loop(store(Y, where(M < 3, load(scratch, [M]), 5.0), [M]))
-    close(evaluate(tile(some, masked, inputs=(IN,)), DATA)["y"], np.array([0.0, 2, 4, 5]))
-
-
-def test_iterations_do_not_see_each_other() -> None:
-    cell = buffer("s", [1], "float32", "scratch")
-    own = [store(cell, load(IN, [M]), [0]), store(Y, load(cell, [0]), [M])]
-    close(evaluate(tile(loop(own), inputs=(IN,)), DATA)["y"], DATA["x"])
-    with pytest.raises(InterpError, match="'y' gets a value"):
-        evaluate(tile(loop(own[::-1]), inputs=(IN,)), DATA)
-
-
-def test_addresses_tell_values_apart() -> None:
-    with pytest.raises(InterpError, match="varies along"):
-        evaluate(tile(loop(store(Y, load(IN, [M]), [0]), bind="lane"), inputs=(IN,)), DATA)
-
-
-def test_boxes_with_strides() -> None:
-    box = load(IN, [0], [("t", 2, 2)])
-    put = store(Y, box, [1], [("t", 2, 2)])
-    rest = store(Y, box * 10.0, [0], [("t", 2, 2)])
-    got = evaluate(tile(put, rest, inputs=(IN,)), DATA)["y"]
-    close(got, np.array([0.0, 0, 20, 2]))
-
-
-# ---- monoid laws ------------------------------------------------------------------------------
-
-
-NUMBERS = st.sampled_from([-np.inf, -2.0, -0.5, 0.0, 1.0, 3.0, np.inf])
-
-
-def _element(name: str) -> st.SearchStrategy[tuple[float, ...]]:
-    finite = st.sampled_from([-2.0, -0.5, 0.0, 1.0, 3.0])
-    table: dict[str, st.SearchStrategy[tuple[Any, ...]]] = {
-        "any": st.tuples(st.booleans()),
-        "all": st.tuples(st.booleans()),
-        "argmax": st.tuples(st.sampled_from([np.nan, -1.0, 2.0]), st.integers(0, 5)),
-        "argmin": st.tuples(st.sampled_from([np.nan, -1.0, 2.0]), st.integers(0, 5)),
-        "logsumexp": st.tuples(st.sampled_from([-np.inf, -3.0, 0.0, 2.0]), st.floats(0.5, 2)),
-        "moments": st.tuples(st.sampled_from([0.0, 1.0, 4.0]), finite, st.floats(0, 3)),
-        "sum": st.tuples(finite),
-        "prod": st.tuples(finite),
-    }
-    return table.get(name, st.tuples(NUMBERS))
-
-
-@pytest.mark.parametrize("name", MONOIDS)
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_monoid_laws(name: str, data: st.DataObject) -> None:
-    spec = MONOIDS[name]
-
-    def some() -> tuple[Any, ...]:
-        return tuple(np.asarray(v) for v in data.draw(_element(name)))
-
-    a, b, c = some(), some(), some()
-
-    def combine(p: tuple[Any, ...], q: tuple[Any, ...]) -> tuple[Any, ...]:
-        return spec.combine(_apply, p, q)
-
-    def same(p: tuple[Any, ...], q: tuple[Any, ...]) -> None:
-        p, q = _meaning(name, p), _meaning(name, q)
-        for x, y in zip(p, q):
-            np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9)
-
-    same(combine(combine(a, b), c), combine(a, combine(b, c)))
-    kinds = ["bool" if x.dtype == bool else str(x.dtype) for x in a]
-    unit = tuple(np.asarray(dtype_limit(i, k)) for i, k in zip(spec.identity, kinds))
-    same(combine(unit, a), a)
-    same(combine(a, unit), a)
-    if spec.idempotent:
-        same(combine(a, a), a)
-
-
-def _meaning(name: str, x: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What an element stands for, where several elements stand for the same."""
-    if name == "logsumexp":
-        with np.errstate(divide="ignore"):
-            return (x[0] + np.log(x[1]),)
-    if name == "moments" and x[0] == 0:
-        return (x[0],)
-    return x

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autosched.ir import evaluator
+from autosched.ir import evaluator, stream
 from autosched.ir.interp import evaluate, value_of
 from autosched.ir.monoid import MONOIDS
 from autosched.ir.node import Node, Output, Program, walk
@@ -336,12 +336,12 @@ def test_random_values_in_loops(node: Node, data: st.DataObject) -> None:
 def test_random_values_streamed(node: Node, block: int) -> None:
     arrays = {n.attr[0]: DATA[n.attr[0]] for n in walk(node) if n.op == "input"}
     want = value_of(node, arrays, node.names)
-    before = evaluator.BLOCK_ELEMENTS
+    before = stream.BLOCK_ELEMENTS
     try:
-        evaluator.BLOCK_ELEMENTS = block
+        stream.BLOCK_ELEMENTS = block
         got = value_of(node, arrays, node.names)
     finally:
-        evaluator.BLOCK_ELEMENTS = before
+        stream.BLOCK_ELEMENTS = before
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
 
 
