@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from autosched.ir.node import Node, walk
 from autosched.ir.record import Status
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -100,6 +101,19 @@ def compare(out: Array, ref: Array, dtype: str | None = None) -> Comparison:
     if name not in REL_L2_BOUND:
         return _compare_exact(out, ref)
     return _compare_floats(out, ref, REL_L2_BOUND[name], name)
+
+
+def bound_dtype(body: Node) -> str | None:
+    """The dtype whose bound holds for a value: the coarsest that anything on the way is rounded
+    to; None where the value is exact.
+
+    A sum in fp32 and the reference's own may lie on two sides of a tie: then an fp32 output that
+    was fp16 on its way is off by a bit of fp16.
+    """
+    if body.dtype not in REL_L2_BOUND:
+        return None
+    made = {t.dtype for n in walk(body) if n.op != "input" for t in n.types} | {body.dtype}
+    return max(made & REL_L2_BOUND.keys(), key=lambda name: (REL_L2_BOUND[name], name))
 
 
 def _compare_exact(out: Array, ref: Array) -> Comparison:

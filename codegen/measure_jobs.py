@@ -29,7 +29,7 @@ from autosched.codegen.check import (
 from autosched.codegen.jobs import JobFailure
 from autosched.codegen.measure import time_callable, time_interleaved
 from autosched.codegen.runtime.arrays import ALIGNMENT, STORAGE, address, empty, from_bfloat16
-from autosched.codegen.runtime.native import Library
+from autosched.codegen.runtime.native import Library, Pool
 from autosched.codegen.runtime.pack import pack
 from autosched.codegen.runtime.spec import KernelArg, arg_from_json
 from autosched.codegen.task_files import TaskData, read_data
@@ -149,21 +149,22 @@ def verify(bound: Bound, data: TaskData) -> float:
     run_guarded(bound)
     worst = 0.0
     for name, out in bound.outputs.items():
-        found = compare_stored(out, data.outputs[name])
+        found = compare_stored(out, data.outputs[name], data.bounds.get(name))
         if not found.ok:
             raise JobFailure(found.status, f"{name}: {found.reason}")
         worst = max(worst, found.rel_l2)
     return worst
 
 
-def compare_stored(out: np.ndarray, ref: np.ndarray) -> Comparison:
+def compare_stored(out: np.ndarray, ref: np.ndarray, bound: str | None = None) -> Comparison:
     """An output in storage type against its reference: float64, or the exact type; storage of
-    bfloat16 and bool is seen as what it stores."""
+    bfloat16 and bool is seen as what it stores. bound: the dtype whose error bound holds."""
     if out.dtype == np.bool_:
         return compare(out.view(np.uint8), ref.astype(np.uint8))
     if out.dtype == np.uint16 and ref.dtype.kind == "f":
-        return compare(from_bfloat16(out), ref, "bfloat16")
-    return compare(out, ref, out.dtype.name if out.dtype.name in REL_L2_BOUND else None)
+        return compare(from_bfloat16(out), ref, bound or "bfloat16")
+    own = out.dtype.name if out.dtype.name in REL_L2_BOUND else None
+    return compare(out, ref, bound or own)
 
 
 def _guarded(arg: KernelArg) -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +185,8 @@ def _operand(arg: KernelArg, data: TaskData) -> np.ndarray:
 def _data(folder: str) -> TaskData:
     """The task's arrays, inputs in memory of their own: one task at a time."""
     mapped = read_data(Path(folder))
-    return TaskData({n: _aligned(a) for n, a in mapped.inputs.items()}, mapped.outputs)
+    inputs = {n: _aligned(a) for n, a in mapped.inputs.items()}
+    return TaskData(inputs, mapped.outputs, mapped.bounds)
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:
@@ -194,18 +196,20 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     return out
 
 
-_pools: set[int] = set()
+_pools: list[Pool] = []
 
 
 def _pool(library: Library, threads: int) -> None:
     """Makes this process's pool, once; another size than the first is refused."""
     assert library.runtime is not None
     if not _pools:
-        _pools.add(library.runtime.make_pool(threads))
-    if threads not in _pools:
+        _pools.append(library.runtime.make_pool(threads))
+    (pool,) = _pools
+    if pool.threads != threads:
         raise JobFailure(
-            Status.RUN_FAILED, f"the pool has {sorted(_pools)} threads, and {threads} are asked for"
+            Status.RUN_FAILED, f"the pool has {pool.threads} threads, and {threads} are asked for"
         )
+    pool.seats.go_home()
 
 
 def _no_carried_runtime() -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autosched.codegen.check import bound_dtype
 from autosched.codegen.draw import draw_inputs
 from autosched.codegen.runtime.arrays import from_bfloat16
 from autosched.codegen.task_files import PROGRAM, TaskData
@@ -22,10 +23,12 @@ def reference(program: Program, seed: int) -> TaskData:
 
     Raises: InterpError where the program reads out of range on every kind of inputs.
     """
+    roots = zip(program.outputs, program.body, strict=True)
+    bounds = {out.name: dtype for out, body in roots if (dtype := bound_dtype(body)) is not None}
     for shrink in _SHRINKS:
         inputs = draw_inputs(program, seed, shrink)
         try:
-            return TaskData(inputs, evaluate(program, _numbers(program, inputs)))
+            return TaskData(inputs, evaluate(program, _numbers(program, inputs)), bounds)
         except InterpError:
             if shrink == _SHRINKS[-1]:
                 raise

@@ -15,8 +15,12 @@ import pytest
 from autosched.codegen import check, measure
 from autosched.codegen.check import compare, poison, still_poisoned, unwritten
 from autosched.codegen.measure import Cache, Timing, time_callable, time_interleaved
+from autosched.codegen.measure_jobs import compare_stored
 from autosched.codegen.pairing import Pairing, Side, paired
+from autosched.codegen.reference import reference as reference_of
 from autosched.codegen.workers import Failed, WorkerPool
+from autosched.ir import ops
+from autosched.ir.node import Output, Program
 from autosched.ir.record import Status
 
 TESTS = str(Path(__file__).parent)
@@ -316,3 +320,18 @@ def test_chunks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> Non
     parts = compare(out, ref)
     assert parts.status is whole.status is Status.WRONG_RESULT
     assert parts.rel_l2 == pytest.approx(whole.rel_l2) and parts.max_abs == whole.max_abs
+
+
+def test_an_output_is_held_to_the_coarsest_type_it_was_rounded_to() -> None:
+    x = ops.input_("x", {"i": 8}, "float16")
+    wide = ops.cast(x, "float32")
+    assert check.bound_dtype(wide * 2.0) == "float32"  # what comes in is exact
+    assert check.bound_dtype(ops.cast(ops.cast(wide * 3.1, "float16"), "float32")) == "float16"
+    assert check.bound_dtype(ops.cast(x, "int32")) is None
+    halves = ops.cast(ops.cast(wide * 3.1, "bfloat16"), "float32")
+    program = Program("algebra", (x,), (Output("y", ("i",), "float32", (8,)),), (halves,))
+    data = reference_of(program, 0)
+    assert data.bounds == {"y": "bfloat16"}
+    other_way = (data.outputs["y"] * (1 + 2**-8)).astype(np.float32)  # of a tie: one bit is off
+    assert compare_stored(other_way, data.outputs["y"], data.bounds["y"]).ok
+    assert not compare_stored(other_way, data.outputs["y"]).ok

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from autosched.codegen.check import REL_L2_BOUND, compare
+from autosched.codegen.check import REL_L2_BOUND, bound_dtype, compare
 from autosched.codegen.package_weights import raw_name
 from autosched.codegen.runtime.model import Model
 from autosched.codegen.runtime.spec import KernelArg
@@ -111,7 +111,8 @@ def _outputs(tuned: Model, graph: ModelGraph, model: Path,
              arrays: Mapping[str, np.ndarray]) -> Iterator[OutputCheck]:
     ours = {name: _wide(a) for name, a in tuned.run(arrays).items()}
     peer = {name: _wide(a) for name, a in run_onnxruntime(model, arrays).items()}
-    bounds = {v.name: REL_L2_BOUND.get(v.dtype, 0.0) for v in tuned.outputs}
+    dtypes = {v.name: bound_dtype(v.node) for v in graph.outputs}
+    bounds = {name: REL_L2_BOUND[d] if d is not None else 0.0 for name, d in dtypes.items()}
     exact = _float64(graph, arrays)
     for name, mine in ours.items():
         allowed = bounds[name]
@@ -212,12 +213,13 @@ def _step(program: Program, operands: Iterable[_Operand]) -> tuple[float, float,
     """(worst relative error, its bound, what is wrong or None) of one run of a kernel."""
     every = tuple(operands)
     want = evaluate(program, {o.name: o.array for o in every if not o.made})
+    dtypes = {o.name: bound_dtype(b) for o, b in zip(program.outputs, program.body, strict=True)}
     worst, bound, reason = 0.0, 0.0, None
     for out in (o for o in every if o.made):
         a, b = out.array, want[out.name]
         if a.dtype == np.bool_:
             a, b = a.astype(np.uint8), b.astype(np.uint8)
-        result = compare(a, b, out.dtype if out.dtype in REL_L2_BOUND else None)
+        result = compare(a, b, dtypes[out.name])
         if result.rel_l2 >= worst:
             worst, bound = result.rel_l2, result.bound
         reason = reason or (None if result.ok else f"{out.name}: {result.reason}")
