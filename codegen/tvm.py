@@ -81,6 +81,14 @@ def common_scratch(kernel: Node) -> list[Node]:
     return [n for n, count in uses.items() if count > 1]
 
 
+def is_position(node: Node, memo: dict[Node, bool]) -> bool:
+    """Whether a value is made of coordinates and constants alone, and of nothing loaded."""
+    if node not in memo:
+        leaf = node.op in ("iota", "const")
+        memo[node] = leaf or (node.op == "map" and all(is_position(s, memo) for s in node.src))
+    return memo[node]
+
+
 class _Emitter:
     def __init__(self, program: Program, scalef: bool) -> None:
         self.program = program
@@ -88,6 +96,7 @@ class _Emitter:
         self.buffers: dict[Node, Any] = {}
         self.binds: dict[str, str] = {}
         self.indices: dict[Node, Terms] = {}
+        self.positions: dict[Node, bool] = {}
 
     # ---- the function ---------------------------------------------------------------------
 
@@ -119,11 +128,9 @@ class _Emitter:
     def statement(self, stmt: Node, scope: Scope, top: bool = True) -> None:
         if stmt.op == "store":
             self.store(stmt, scope)
-        elif stmt.attr[1] in ("grid", "persistent"):
-            if not top:
-                raise Unsupported("a grid loop inside a loop that is not one")
+        elif stmt.attr[1] in ("grid", "persistent") and top:
             self.grid(stmt, scope)
-        elif stmt.attr[1] == "serial":
+        elif stmt.attr[1] in ("grid", "persistent", "serial"):  # within a task all is serial
             self.serial(stmt, scope, top)
         else:
             self.jam(stmt, scope)
@@ -148,7 +155,7 @@ class _Emitter:
         for axis, lo, n in trips:
             left //= max(n, 1)
             here = tir.binary("floordiv", at, left)
-            inner.axes[axis] = inner.block.let(tir.add(here, lo), axis) if n > 1 else lo
+            inner.axes[axis] = inner.block.let(tir.add(here, lo), axis, True) if n > 1 else lo
             at = tir.binary("floormod", at, left) if left > 1 else 0
         for s in body:
             self.statement(s, inner, top=False)
@@ -283,7 +290,8 @@ class _Emitter:
             result = self.compute(node, scope, point)
             # TVM's analysis of bound variables refuses vectors of bool; LLVM shares those anyway.
             shared = node.dtype != "bool" or tir.lanes_of(result) == 1
-            scope.memo[key] = scope.block.let(result, node.op) if shared else result
+            position = is_position(node, self.positions)
+            scope.memo[key] = scope.block.let(result, node.op, position) if shared else result
         return scope.memo[key]
 
     def compute(self, node: Node, scope: Scope, point: Point) -> Expr:
@@ -294,7 +302,8 @@ class _Emitter:
                 return self.coordinate(node, scope, point)
             case "map":
                 operands = [self.value(s, scope, point) for s in node.src]
-                scalars = Scalars(scope.block, self.scalef)
+                positions = is_position(node, self.positions)
+                scalars = Scalars(scope.block, self.scalef, positions)
                 return scalars.apply(node.attr[0], operands, [s.dtype for s in node.src])
             case "load":
                 return self.load(node, scope, point)
@@ -332,7 +341,7 @@ class _Emitter:
 
         def combine(a: Expr, b: Expr) -> Expr:
             return spec.combine(
-                lambda fn, *xs: scalars.apply(fn, xs, [node.dtype] * len(xs)), (a,), (b,)
+                lambda fn, *xs: scalars.apply(fn, xs, [tir.scalar_of(x) for x in xs]), (a,), (b,)
             )[0]
 
         unrolled = {a: e for a, e in self.unrolled_axes(source, scope).items() if a in axes}

@@ -64,6 +64,11 @@ def dtype_of(x: Expr) -> str:
     return str(x.ty.dtype)
 
 
+def scalar_of(x: Expr) -> str:
+    """The dtype of one lane of a node."""
+    return dtype_of(x).partition("x")[0]
+
+
 def lanes_of(x: Expr) -> int:
     return int(dtype_of(x).partition("x")[2] or 1)
 
@@ -110,9 +115,10 @@ def ramp(base: Value, lanes: int, stride: Value = 1) -> Expr:
 
 _BINARY = {
     "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "min": "Min", "max": "Max",
-    "floordiv": "FloorDiv", "floormod": "FloorMod", "eq": "EQ", "ne": "NE", "lt": "LT", "le": "LE",
-    "gt": "GT", "ge": "GE", "and": "And", "or": "Or", "bit_and": "BitwiseAnd",
-    "bit_or": "BitwiseOr", "bit_xor": "BitwiseXor", "shl": "LShift", "shr": "RShift",
+    "floordiv": "FloorDiv", "floormod": "FloorMod", "truncmod": "Mod", "eq": "EQ", "ne": "NE",
+    "lt": "LT", "le": "LE", "gt": "GT", "ge": "GE", "and": "And", "or": "Or",
+    "bit_and": "BitwiseAnd", "bit_or": "BitwiseOr", "bit_xor": "BitwiseXor", "shl": "LShift",
+    "shr": "RShift",
 }  # fmt: skip
 
 _FOLD: dict[str, Callable[[int, int], int]] = {
@@ -175,14 +181,16 @@ def _call(name: str, result: Any, *args: Expr) -> Expr:
     return tvm().base.Call(result, _op(name), list(args), None, [], None)
 
 
-def libm(name: str, x: Expr) -> Expr:
+def libm(name: str, *operands: Expr) -> Expr:
     """A function of the C library on each lane; float32 has the suffix f."""
-    scalar = dtype_of(x).partition("x")[0]
+    scalar = dtype_of(operands[0]).partition("x")[0]
     symbol = name + ("f" if scalar == "float32" else "")
-    count = lanes_of(x)
-    lanes = [x] if count == 1 else [shuffle([x], [i]) for i in range(count)]
-    results = [tvm().tirx.call_pure_extern(scalar, symbol, lane) for lane in lanes]
-    return results[0] if count == 1 else shuffle(results, range(count))
+    count = lanes_of(operands[0])
+    if count == 1:
+        return tvm().tirx.call_pure_extern(scalar, symbol, *operands)
+    rows = [[shuffle([x], [i]) for x in operands] for i in range(count)]
+    results = [tvm().tirx.call_pure_extern(scalar, symbol, *row) for row in rows]
+    return shuffle(results, range(count))
 
 
 def fma(a: Expr, b: Expr, c: Expr) -> Expr:
@@ -342,12 +350,15 @@ class Block:
     def add(self, *parts: Stmt) -> None:
         self.parts.extend(parts)
 
-    def let(self, value: Value, name: str = "t") -> Value:
-        """The value under a name, so that using it twice computes it once."""
+    def let(self, value: Value, name: str = "t", position: bool = False) -> Value:
+        """The value under a name, so that using it twice computes it once.
+
+        position: it is made of loop variables, and addresses are made of it.
+        """
         if isinstance(value, (int, float)) or type(value).__name__ in _ATOMS:
             return value
         dtype = dtype_of(value)
-        if dtype in ("int32", "int64"):
+        if position and dtype in ("int32", "int64"):
             bound = var(name, dtype)
             self.parts.append(bind(bound, value))
             return bound

@@ -3,30 +3,37 @@
 `Scalars.apply(fn, operands, dtypes)` widens scalars to the lanes of the widest operand and builds
 the expression. Half-precision types compute in float32 and round the result. Special functions of
 float32 are the polynomials of `vecmath`, since LLVM has no vector form of them; those of float64
-are calls of the C library, one a lane.
+are calls of the C library, one a lane. Integers are in `tvm_int`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from autosched.codegen import tvm_api as tir
+from autosched.codegen import tvm_int
 from autosched.codegen.tvm_math import TirOps
 from autosched.codegen.vecmath import FUNCTIONS
 from autosched.ir.scalar import SCALARS, split_name
 
 Expr = Any
 _HALF = ("float16", "bfloat16")
+# Floats beyond a type become what they are in a wider one, cut: LLVM leaves them undefined.
+_NARROW = {"int8": "int32", "uint8": "int32", "int16": "int32", "uint16": "int32",
+           "uint32": "int64"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Scalars:
-    """Builds scalar functions; what they bind goes to `block`. scalef: the target has AVX-512."""
+    """Builds scalar functions; what they bind goes to `block`. scalef: the target has AVX-512;
+    positions: integers are coordinates in buffers, which neither overflow nor divide by zero."""
 
     block: tir.Block
     scalef: bool = False
+    positions: bool = False
 
     def apply(self, fn: str, operands: Sequence[Expr], dtypes: Sequence[str]) -> Expr:
         """`fn` of operands whose element types are `dtypes`; the result has the widest lanes."""
@@ -47,19 +54,25 @@ class Scalars:
         if is_float and name in _FLOAT:
             return _FLOAT[name](*x)
         if is_float and name in _COMPOSED:
-            fn = lambda f, *xs: self.apply(f, xs, [dtype] * len(xs))  # noqa: E731
+            fn = lambda f, *xs: self.block.let(self.apply(f, xs, [dtype] * len(xs)))  # noqa: E731
             return _COMPOSED[name](fn, _like, *(self.block.let(v) for v in x))
         if is_float and SCALARS[name].cost == "special" and name not in _ANY:
             return self._special(name, x, dtype)
-        if not is_float and name in _INT:
-            return _INT[name](*x)
+        if dtype == "bool":
+            return _BOOL[name](*x)
+        if not is_float:
+            if name == "pow":
+                return tvm_int.power(*(self.block.let(v) for v in x), self.block.let)
+            table = tvm_int.POSITIONS if self.positions else tvm_int.FUNCTIONS
+            if name in table:
+                return table[name](*x)
         return _ANY[name](*x)
 
     def _special(self, name: str, x: Sequence[Expr], dtype: str) -> Expr:
         if dtype == "float32" and name in FUNCTIONS:
             return TirOps(self.block, tir.lanes_of(x[0]), self.scalef).call(name, *x)
-        if name in _LIBM_ONLY:
-            return tir.libm(name, *x)
+        if name in _LIBM:
+            return tir.libm(_LIBM[name], *x)
         return tir.llvm(f"llvm.{name}", tir.dtype_of(x[0]), *x)
 
 
@@ -77,6 +90,8 @@ def _cast(x: Expr, source: str, target: str) -> Expr:
         kind = tir.with_lanes(target if target not in _HALF else "float32", lanes)
         value = tir.select(x, tir.const(1, kind), tir.const(0, kind))
         return tir.cast(value, target)
+    if source.startswith(("float", "bfloat")) and target in _NARROW:
+        x = tir.cast(x, _NARROW[target])
     return tir.cast(x, target)
 
 
@@ -101,41 +116,37 @@ def _sign(x: Expr) -> Expr:
     )
 
 
-def _int_abs(x: Expr) -> Expr:
-    return tir.binary("max", x, tir.binary("sub", _like(x, 0), x))
+def _of_bools(name: str) -> Callable[[Expr, Expr], Expr]:
+    """A comparison of bools as numbers; TVM's own takes them for floats."""
+    return lambda a, b: tir.binary(name, tir.cast(a, "int8"), tir.cast(b, "int8"))
 
 
-def _xor(a: Expr, b: Expr) -> Expr:
-    return tir.logical_not(tir.binary("eq", tir.cast(a, "int32"), tir.cast(b, "int32")))
-
-
-def _float_floordiv(a: Expr, b: Expr) -> Expr:
+def _floordiv(a: Expr, b: Expr) -> Expr:
     return tir.unary("floor", tir.binary("div", a, b))
 
 
-def _float_mod(a: Expr, b: Expr) -> Expr:
-    return tir.binary("sub", a, tir.binary("mul", _float_floordiv(a, b), b))
-
-
-def _fmod(a: Expr, b: Expr) -> Expr:
-    quotient = tir.unary("trunc", tir.binary("div", a, b))
-    return tir.binary("sub", a, tir.binary("mul", quotient, b))
-
-
-def _int_fmod(a: Expr, b: Expr) -> Expr:
-    return tir.binary("sub", a, tir.binary("mul", tir.binary("div", a, b), b))
+def _truncdiv(a: Expr, b: Expr) -> Expr:
+    return tir.unary("trunc", tir.binary("div", a, b))
 
 
 _ANY: dict[str, Callable[..., Expr]] = {
-    **{n: _b(n) for n in ("add", "sub", "mul", "div", "eq", "ne", "lt", "le", "gt", "ge",
-                          "and", "or")},
+    **{n: _b(n) for n in ("add", "sub", "mul", "div", "eq", "ne", "lt", "le", "gt", "ge")},
     "max": _b("max"),
     "min": _b("min"),
-    "not": tir.logical_not,
-    "xor": _xor,
     "where": tir.select,
     "sign": _sign,
 }  # fmt: skip
+
+_BOOL: dict[str, Callable[..., Expr]] = {
+    **{n: _of_bools(n) for n in ("eq", "ne", "lt", "le", "gt", "ge")},
+    "and": _b("and"),
+    "or": _b("or"),
+    "not": tir.logical_not,
+    "xor": _of_bools("ne"),
+    "max": _b("or"),
+    "min": _b("and"),
+    "where": tir.select,
+}
 
 _FLOAT: dict[str, Callable[..., Expr]] = {
     "max": _extreme("max"),
@@ -147,33 +158,12 @@ _FLOAT: dict[str, Callable[..., Expr]] = {
     "round": lambda x: tir.unary("round_even", x),
     "sqrt": lambda x: tir.unary("sqrt", x),
     "rsqrt": lambda x: tir.binary("div", _like(x, 1), tir.unary("sqrt", x)),
-    "floordiv": _float_floordiv,
-    "mod": _float_mod,
-    "fmod": _fmod,
+    "floordiv": _floordiv,
+    "truncdiv": _truncdiv,
+    "fmod": lambda a, b: tir.libm("fmod", a, b),
     "isnan": _nan,
     "isinf": lambda x: tir.binary("eq", tir.unary("abs", x), _like(x, float("inf"))),
 }
-
-_INT: dict[str, Callable[..., Expr]] = {
-    "neg": lambda x: tir.binary("sub", _like(x, 0), x),
-    "abs": _int_abs,
-    "floordiv": _b("floordiv"),
-    "truncdiv": _b("div"),
-    "mod": _b("floormod"),
-    "fmod": _int_fmod,
-    "bitand": _b("bit_and"),
-    "bitor": _b("bit_or"),
-    "bitxor": _b("bit_xor"),
-    "bitnot": lambda x: tir.binary("bit_xor", x, _like(x, -1)),
-    "shl": _b("shl"),
-    "shr": _b("shr"),
-    "floor": lambda x: x,
-    "ceil": lambda x: x,
-    "round": lambda x: x,
-    "isnan": lambda x: tir.binary("ne", x, x),
-    "isinf": lambda x: tir.binary("ne", x, x),
-}
-
 
 # Functions that neither vecmath nor LLVM has: formulas over those that they have. `f` applies a
 # scalar function, `c(x, v)` is the constant v in the type of x.
@@ -185,20 +175,27 @@ def _log1p(f: Any, c: Any, x: Expr) -> Expr:
     kept = f("sub", u, c(x, 1))
     exact = f("div", f("mul", f("log", u), x), kept)
     done = f("where", tir.binary("eq", kept, c(x, 0)), x, exact)
-    return f("where", f("isinf", u), u, done)
+    return f("where", tir.binary("eq", u, c(x, math.inf)), u, done)
+
+
+def _beyond(f: Any, c: Any, x: Expr, near: Expr) -> Expr:
+    """`near`, or log(2 x) where x is so large that its square may overflow."""
+    far = f("add", f("log", x), c(x, math.log(2)))
+    return f("where", tir.binary("gt", x, c(x, 1e9)), far, near)
 
 
 def _asinh(f: Any, c: Any, x: Expr) -> Expr:
     a = f("abs", x)
     root = f("sqrt", f("add", f("mul", a, a), c(x, 1)))
     small = f("add", a, f("div", f("mul", a, a), f("add", c(x, 1), root)))
-    value = f("log1p", small)
+    value = _beyond(f, c, a, f("log1p", small))
     return f("where", tir.binary("lt", x, c(x, 0)), f("neg", value), value)
 
 
 def _acosh(f: Any, c: Any, x: Expr) -> Expr:
     t = f("sub", x, c(x, 1))
-    return f("log1p", f("add", t, f("sqrt", f("add", f("mul", t, t), f("mul", c(x, 2), t)))))
+    near = f("log1p", f("add", t, f("sqrt", f("add", f("mul", t, t), f("mul", c(x, 2), t)))))
+    return _beyond(f, c, x, near)
 
 
 def _atanh(f: Any, c: Any, x: Expr) -> Expr:
@@ -206,10 +203,22 @@ def _atanh(f: Any, c: Any, x: Expr) -> Expr:
     return f("mul", c(x, 0.5), f("log1p", f("div", two, f("sub", c(x, 1), x))))
 
 
+def _mod(f: Any, c: Any, a: Expr, b: Expr) -> Expr:
+    """The remainder with the sign of b, a zero's too; exact, as the C library's is."""
+    rest = f("fmod", a, b)
+    below = tir.binary("lt", b, c(b, 0))
+    other = tir.binary("ne", f("sign", rest), f("sign", b))
+    nothing = f("where", below, c(b, -0.0), c(b, 0))
+    moved = f("where", other, f("add", rest, b), rest)
+    return f("where", tir.binary("eq", rest, c(rest, 0)), nothing, moved)
+
+
 _COMPOSED: dict[str, Callable[..., Expr]] = {
     "log1p": _log1p,
     "asinh": _asinh,
     "acosh": _acosh,
     "atanh": _atanh,
+    "mod": _mod,
 }
-_LIBM_ONLY = ("erf",)
+# Special functions that LLVM has no name for; the C library has.
+_LIBM = {"erf": "erf"}
