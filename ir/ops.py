@@ -252,9 +252,10 @@ def _infer_slice(src: tuple[Node, ...], attr: tuple[Any, ...]) -> Inferred:
 
 def _infer_dot(src: tuple[Node, ...], attr: tuple[Any, ...]) -> Inferred:
     axes, acc = attr
+    _check(len(src) == 2, f"dot takes two tiles, got {len(src)}")
     joined = join_axes(*(s.axes for s in src))
     for axis in axes:
-        _check(all(axis in s.names for s in src[:2]), f"dot: {axis!r} is not shared")
+        _check(all(axis in s.names for s in src), f"dot: {axis!r} is not shared")
     _check(acc in DTYPES, f"dot: accumulator {acc!r}")
     return _value(acc, drop(joined, axes), src)
 
