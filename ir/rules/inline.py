@@ -18,7 +18,8 @@ from __future__ import annotations
 from math import prod
 
 from autosched.ir.lower import fold_parts, lower, owners
-from autosched.ir.node import Axes, Extent, Node, Program, walk
+from autosched.ir.node import Axes, Node, Program, walk
+from autosched.ir.ops import join_axes
 from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.scalar import SCALARS, split_name
 from autosched.ir.scans import without_scans
@@ -59,67 +60,80 @@ def _local(node: Node) -> list[Node]:
 
 
 class _Elements:
-    """How many elements a value has over the whole run, the steps of its fold included."""
+    """How many elements a value has over the whole run, the steps of its folds included."""
 
     def __init__(self, program: Program) -> None:
         self.owner = owners(program)
 
-    def steps(self, node: Node) -> dict[str, Extent]:
-        """The axes of the folds in whose bodies the node is."""
-        out: dict[str, Extent] = {}
+    def axes(self, node: Node, axes: Axes) -> dict[str, int]:
+        """The axes with those of the folds in whose bodies the node is."""
+        out = {a: _int(e) for a, e in axes}
         fold = self.owner.get(node)
         while fold is not None:
-            axis = fold.attr[0]
-            extents = {a: e for s in fold.src for a, e in s.free}
-            out[axis] = extents.get(axis, 1)
+            out |= bound_extents(fold)
             fold = self.owner.get(fold)
         return out
 
     def __call__(self, node: Node, axes: Axes) -> float:
-        return float(prod(_int(e) for e in {**self.steps(node), **dict(axes)}.values()))
+        return float(prod(self.axes(node, axes).values()))
 
 
 def recomputation(program: Program) -> dict[Node, float]:
-    """How often each candidate's elements are computed if dear candidates above it are kept."""
+    """How often each candidate's elements are computed if dear candidates above it are kept.
+
+    Uses in one nest under the same loops share one computation; so what counts is the distinct
+    contexts of a value: the nest that reads it, and the axes it runs over there.
+    """
     elements = _Elements(program)
-    evals: dict[Node, float] = {n: elements(n, n.axes) for n in program.body}
+    contexts: dict[Node, dict[tuple[Node, frozenset[str]], float]] = {}
+
+    def nest(root: Node, like: Node, axes: Axes) -> dict[tuple[Node, frozenset[str]], float]:
+        return {(root, frozenset(elements.axes(like, axes))): elements(like, axes)}
+
+    for root in program.body:
+        contexts.setdefault(root, {}).update(nest(root, root, root.axes))
     result: dict[Node, float] = {}
-    outs, cands = set(program.body), set(candidates(program))
+    cands = set(candidates(program))
     for node in reversed(list(walk(*program.body))):
-        if node not in evals:
-            continue
+        mine = contexts.get(node, {})
         if node.op == "fold":
-            for s, count in _fold_evals(node, elements):
-                evals[s] = evals.get(s, 0.0) + count
+            steps = bound_extents(node)
+            for operand, axes, stepped in _fold_nests(node):
+                every = join_axes(axes, steps.items()) if stepped else axes
+                contexts.setdefault(operand, {}).update(nest(operand, node, every))
             continue
-        count = evals[node]
         if node in cands:
-            size = elements(node, node.axes)
-            result[node] = count / max(size, 1)
+            result[node] = sum(mine.values()) / max(elements(node, node.axes), 1)
             if result[node] > 1 and is_dear(node):
-                count = size
-        elif node in outs:
-            count = elements(node, node.axes)
-        if node.op == "reduce":
-            extents = {a: e for s in node.src for a, e in s.free}
-            count *= prod(float(_int(extents[a])) for a in node.attr[1])
+                mine = nest(node, node, node.axes)
+        bound = bound_extents(node)
+        inner = {
+            (root, axes | set(bound)): count * prod(bound.values())
+            for (root, axes), count in mine.items()
+        }
         for s in node.src:
-            evals[s] = evals.get(s, 0.0) + count
+            contexts.setdefault(s, {}).update(inner)
     return result
 
 
-def _fold_evals(node: Node, elements: _Elements) -> list[tuple[Node, float]]:
-    """How often the operands of a fold are computed: every step computes each state once."""
-    axis, names, _, _ = node.attr
-    _, inits, yields, outs = fold_parts(node)
+def bound_extents(node: Node) -> dict[str, int]:
+    """The axes that a reduce or a fold runs over, with their extents."""
+    if node.op not in ("reduce", "fold"):
+        return {}
+    bound = node.attr[1] if node.op == "reduce" else (node.attr[0],)
     extents = {a: e for s in node.src for a, e in s.free}
-    steps = float(_int(extents.get(axis, 1)))
-    states = [elements(node, t.axes) for t in node.types[: len(names)]]
-    stacked = [elements(node, t.axes) for t in node.types[len(names) :]]
+    return {a: _int(extents.get(a, 1)) for a in bound}
+
+
+def _fold_nests(node: Node) -> list[tuple[Node, Axes, bool]]:
+    """What a fold stores: (value, its axes, whether at every step), initial states first."""
+    names = node.attr[1]
+    _, inits, yields, outs = fold_parts(node)
+    states, stacked = node.types[: len(names)], node.types[len(names) :]
     return [
-        *zip(inits, states),
-        *((y, n * steps) for y, n in zip(yields, states)),
-        *zip(outs, stacked),
+        *((v, t.axes, False) for v, t in zip(inits, states)),
+        *((v, t.axes, True) for v, t in zip(yields, states)),
+        *((v, t.axes, True) for v, t in zip(outs, stacked)),
     ]
 
 
