@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autosched.codegen.artifact import Artifact
+from autosched.codegen.artifact import Artifact, Kernel
 from autosched.codegen.package import Written, check_folder, module_name, write_package
 from autosched.datasets.store import Store
 from autosched.ir.frontend.onnx import load_model
@@ -68,87 +68,55 @@ def tune(
     Raises: ModelError, TargetError, StoreError, PackageError: a user's mistakes, each with a way
     out; KeyboardInterrupt at the second Ctrl-C, or before anything was measured.
     """
-    begun = time.monotonic()
+    stopper = Stopper(None if trials is not None else budget_s)
     chosen = _usable_target(target)
     folder = check_folder(out)
-    clock = _Clock(progress)
+    clock = _Clock(progress, stopper)
     given = {name: tuple(shape) for name, shape in (shapes or {}).items()}
     with clock.stage("import", str(model)):
         graph = load_model(model, given)
-    with clock.stage("partition"):
-        cut = partition(graph, chosen)
-        tasks = run_time_tasks(cut)
-    with clock.stage("rank", f"{len(tasks)} tasks"):
-        learner = Learner(seed)
-        states = [open_task(task, chosen, seed, learner.model) for task in tasks]
-    run = _Run(Path(model), given, target, chosen, graph, cut, states, seed, progress, clock,
-               learner)  # fmt: skip
+    run = _Run(Path(model), given, target, chosen, graph, seed, clock)
     if dry_run:
-        return run.result(None, None, estimate_s=_estimate_s(states, budget_s, trials))
+        return _result(run, _opened(run, Learner(seed)), estimate_s=(budget_s, trials))
     with Store(store) as records, tempfile.TemporaryDirectory(prefix="autosched-") as scratch:
         bench = Bench(chosen, toolchain(), chosen.cores, seed)
-        book = Book(records, bench)
-        run = replace(run, store=str(records.path), reused=sum(map(book.recall, states)))
-        learner.read(records, bench, states)
-        for state in states:
-            progress(state.event())
-        stopper = Stopper(None if trials is not None else budget_s, begun)
         with (
             Lab(Path(scratch), target, chosen.cores, seed, jobs=jobs, limits=limits) as lab,
-            Peer(Path(scratch)) as peer, stopper,
-        ):  # fmt: skip
-            written = _tuned(run, lab, peer, book, stopper, trials, resume, folder)
-    return written
+            Peer(Path(scratch)) as peer,
+        ):
+            # Both take seconds to load what they need: the ranking runs meanwhile.
+            lab.warm_up()
+            peer.extract(run.model, run.shapes, target, seed)
+            learner = Learner(seed)
+            tuning = _Tuning(
+                run, _opened(run, learner), lab, peer, Book(records, bench), learner, stopper
+            )
+            return tuning.finish(folder, trials, resume)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """The facts of one call that all stages need."""
+    """The facts of one call."""
 
     model: Path
     shapes: Mapping[str, tuple[int, ...]]
     target_name: str
     target: Target
     graph: ModelGraph
-    cut: Partition
-    states: Sequence[TaskState]
     seed: int
-    progress: Progress
     clock: _Clock
-    learner: Learner
-    store: str = ""
-    reused: int = 0
-
-    def result(
-        self, written: Written | None, choices: Mapping[str, Entry] | None, *,
-        interrupted: bool = False, stopped: str = "", estimate_s: float | None = None,
-    ) -> TuningResult:  # fmt: skip
-        times = [s.task.count * (s.peer_us or s.best_us or s.roofline_us) for s in self.states]
-        total = sum(times) or 1.0
-        tasks = tuple(
-            _task_result(s, us / total, (choices or {}).get(s.key))
-            for s, us in zip(self.states, times)
-        )
-        coverage = self.graph.coverage
-        return TuningResult(
-            str(self.model), self.target.name, self.target.device, self.target.cores, self.seed,
-            coverage.line(), coverage.share, tasks, written.folder if written else None,
-            written.digest if written else None, self.store, dict(self.clock.seconds),
-            sum(s.new_tries for s in self.states), self.reused, self.learner.name, stopped,
-            interrupted, estimate_s,
-        )  # fmt: skip
 
 
 class _Clock:
     """Announces stages and adds up their seconds."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, progress: Progress, stopper: Stopper) -> None:
+        self.progress, self.stopper = progress, stopper
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def stage(self, name: str, detail: str = "", left_s: float | None = None) -> Iterator[None]:
-        self.progress(StageEvent(name, detail, left_s))
+    def stage(self, name: str, detail: str = "") -> Iterator[None]:
+        self.progress(StageEvent(name, detail, self.stopper.left_s))
         begun = time.monotonic()
         try:
             yield
@@ -169,83 +137,157 @@ def _usable_target(text: str) -> Target:
     return target
 
 
-def _estimate_s(states: Sequence[TaskState], budget_s: float, trials: int | None) -> float:
-    if trials is None:
-        return budget_s
-    return round(5.0 + len(states) * FINAL_S + max(trials, len(states)) * TRIAL_S, 1)
+@dataclass(frozen=True)
+class _Opened:
+    """What is tuned: the model in parts, each task with its space ranked."""
+
+    cut: Partition
+    states: tuple[TaskState, ...]
+
+
+def _opened(run: _Run, learner: Learner) -> _Opened:
+    with run.clock.stage("partition"):
+        cut = partition(run.graph, run.target)
+    tasks = run_time_tasks(cut)
+    with run.clock.stage("rank", f"{len(tasks)} tasks"):
+        states = tuple(open_task(t, run.target, run.seed, learner.model) for t in tasks)
+    for state in states:
+        run.clock.progress(state.event(left_s=run.clock.stopper.left_s))
+    return _Opened(cut, states)
 
 
 # ---- stages -------------------------------------------------------------------------------------
 
 
-def _tuned(
-    run: _Run, lab: Lab, peer: Peer, book: Book, stopper: Stopper, trials: int | None,
-    resume: bool, folder: Path,
-) -> TuningResult:  # fmt: skip
-    clock, states = run.clock, run.states
-    for state in states:
-        book.recall_peer(state, peer_name())
-    with clock.stage("peer", peer_name(), stopper.left_s):
-        lab.warm_up()
-        if trials != 0 or any(s.peer_us is None for s in states):
-            peer.extract(run.model, run.shapes, run.target_name, run.seed)
-        failed = lab.prepare({s.key: s.task.program for s in states})
-        _refuse(failed)
-        _time_peers(run, peer, book, stopper)
-    explorer = Explorer(states, lab, book, run.learner, stopper, run.progress)
-    with clock.stage("tune", f"{len(states)} tasks", stopper.left_s):
-        stopped = explorer.search(_reserve_s(run, stopper), trials, resume)
-        choices = {s.key: explorer.pick(s) for s in states}
-    if trials != 0:
-        with clock.stage("final", f"{len(states)} tasks", stopper.left_s):
-            for state in (s for s in states if stopper.has(WRITE_S)):
-                choices[state.key] = explorer.finals(state)
-                explorer.pair(state, choices[state.key], peer)
-                run.progress(state.event(left_s=stopper.left_s))
-    with clock.stage("compile", f"{len(states)} kernels", stopper.left_s):
-        kernels = compile_winners(
-            lab, run.target,
-            [Choice(s.task, choices[s.key].schedule, s.paired_us or choices[s.key].latency_us,
-                    s.peer_us) for s in states],
-            book.bench.toolchain,
+@dataclass(frozen=True, eq=False)
+class _Tuning:
+    """Everything at hand; `finish` takes it through the stages that measure and write."""
+
+    run: _Run
+    opened: _Opened
+    lab: Lab
+    peer: Peer
+    book: Book
+    learner: Learner
+    stopper: Stopper
+
+    @property
+    def states(self) -> tuple[TaskState, ...]:
+        return self.opened.states
+
+    def finish(self, folder: Path, trials: int | None, resume: bool) -> TuningResult:
+        run, clock = self.run, self.run.clock
+        reused = sum(map(self.book.recall, self.states))
+        self.learner.read(self.book.store, self.book.bench, self.states)
+        with clock.stage("peer", peer_name()):
+            self._prepare()
+            self._time_peers()
+        explorer = Explorer(
+            self.states, self.lab, self.book, self.learner, self.stopper, clock.progress
+        )
+        with self.stopper:
+            with clock.stage("tune", f"{len(self.states)} tasks"):
+                stopped = explorer.search(self._reserve_s(), trials, resume)
+                chosen = {s.key: explorer.pick(s) for s in self.states}
+            if trials != 0:
+                with clock.stage("final", f"{len(self.states)} tasks"):
+                    self._finals(explorer, chosen)
+            with clock.stage("compile", f"{len(self.states)} kernels"):
+                kernels = self._compiled(chosen)
+            with clock.stage("write", str(folder)):
+                written = self._written(folder, kernels)
+        done = replace(
+            _result(run, self.opened, chosen), package=written.folder, digest=written.digest,
+            store=str(self.book.store.path), reused=reused, ranked_by=self.learner.name,
+            stopped=stopped, interrupted=self.stopper.asked,
         )  # fmt: skip
-    with clock.stage("write", str(folder), stopper.left_s):
-        planned = plan_model(run.graph, run.cut, kernels)
+        clock.progress(StageEvent("done", str(folder), self.stopper.left_s))
+        return done
+
+    def _prepare(self) -> None:
+        """Inputs and references. A task without them can't be checked, hence not tuned."""
+        failed = self.lab.prepare({s.key: s.task.program for s in self.states})
+        for state in (s for s in self.states if s.key in failed):
+            why = failed[state.key]
+            if "No space left" in why:
+                raise TuningError(f"{tempfile.gettempdir()} is full: make room there, or set "
+                                  "TMPDIR to another place")  # fmt: skip
+            raise TuningError(
+                f"the reference of {state.task.public_name} can't be computed: {why}"
+            )
+
+    def _time_peers(self) -> None:
+        for state in self.states:
+            self.book.recall_peer(state, peer_name())
+            if state.peer_us is None and self.stopper.has(0.0):
+                timing = self.peer.time(state.key)
+                if timing is not None:
+                    self.book.note_peer(state, peer_name(), timing)
+            self.run.clock.progress(state.event(left_s=self.stopper.left_s))
+
+    def _reserve_s(self) -> float:
+        """Seconds to keep for finals, compiling and writing; none where time is no limit."""
+        left = self.stopper.left_s
+        wanted = WRITE_S + FINAL_S * len(self.states)
+        return 0.0 if left is None else min(wanted, KEPT_FOR_FINALS * left)
+
+    def _finals(self, explorer: Explorer, chosen: dict[str, Entry]) -> None:
+        """The best few of each task against each other, then the winner against the peer."""
+        for state in self.states:
+            if self.stopper.has(WRITE_S):
+                chosen[state.key] = explorer.finals(state)
+                explorer.pair(state, chosen[state.key], self.peer)
+                self.run.clock.progress(state.event(left_s=self.stopper.left_s))
+
+    def _compiled(self, chosen: Mapping[str, Entry]) -> dict[str, Kernel]:
+        choices = [
+            Choice(s.task, chosen[s.key].schedule, s.paired_us or chosen[s.key].latency_us,
+                   s.peer_us)
+            for s in self.states
+        ]  # fmt: skip
+        return compile_winners(self.lab, self.run.target, choices, self.book.bench.toolchain)
+
+    def _written(self, folder: Path, kernels: Mapping[str, Kernel]) -> Written:
+        run = self.run
+        planned = plan_model(run.graph, self.opened.cut, kernels)
         artifact = Artifact(
             tuple(kernels.values()), planned.plan, planned.weights, threads=run.target.cores
         )
-        name = module_name(folder.name)
-        summary = f"Tuned kernels of {run.model.name} for {run.target.device}"
         origin = {**model_origin(run.model), "seed": run.seed, "target": run.target_name}
-        written = write_package(artifact, folder, name, summary=summary, origin=origin)
-    result = run.result(written, choices, interrupted=stopper.asked, stopped=stopped)
-    run.progress(StageEvent("done", str(folder), stopper.left_s))
-    return result
+        summary = f"Tuned kernels of {run.model.name} for {run.target.device}"
+        name = module_name(folder.name)
+        return write_package(artifact, folder, name, summary=summary, origin=origin)
 
 
-def _refuse(failed: Mapping[str, str]) -> None:
-    """A task without a reference can't be checked, hence not tuned."""
-    for key, why in failed.items():
-        if "No space left" in why:
-            raise TuningError(
-                f"{tempfile.gettempdir()} is full: make room there, or set TMPDIR to another place"
-            )
-        raise TuningError(f"the reference of task {key[:12]} can't be computed: {why}")
+# ---- results ------------------------------------------------------------------------------------
 
 
-def _time_peers(run: _Run, peer: Peer, book: Book, stopper: Stopper) -> None:
-    for state in run.states:
-        if state.peer_us is None and stopper.has(0.0):
-            timing = peer.time(state.key)
-            if timing is not None:
-                book.note_peer(state, peer_name(), timing)
-        run.progress(state.event(left_s=stopper.left_s))
+def _result(
+    run: _Run, opened: _Opened, chosen: Mapping[str, Entry] | None = None,
+    estimate_s: tuple[float, int | None] | None = None,
+) -> TuningResult:  # fmt: skip
+    """What is known without the package. estimate_s: budget and trials of a dry run."""
+    states, target, coverage = opened.states, run.target, run.graph.coverage
+    times = [s.task.count * (s.peer_us or s.best_us or s.roofline_us) for s in states]
+    total = sum(times) or 1.0
+    tasks = tuple(
+        _task_result(s, us / total, None if chosen is None else chosen[s.key])
+        for s, us in zip(states, times)
+    )
+    estimate = None if estimate_s is None else _estimate_s(len(states), *estimate_s)
+    return TuningResult(
+        model=str(run.model), target=target.name, device=target.device, threads=target.cores,
+        seed=run.seed, coverage=coverage.line(), covered=coverage.share, tasks=tasks,
+        seconds=dict(run.clock.seconds), trials=sum(s.new_tries for s in states),
+        estimate_s=estimate,
+    )  # fmt: skip
 
 
-def _reserve_s(run: _Run, stopper: Stopper) -> float:
-    """Seconds to keep for finals, compiling and writing; none where time is no limit."""
-    left = stopper.left_s
-    return 0.0 if left is None else min(WRITE_S + FINAL_S * len(run.states), KEPT_FOR_FINALS * left)
+def _estimate_s(tasks: int, budget_s: float, trials: int | None) -> float:
+    """How long a run takes."""
+    if trials is None:
+        return budget_s
+    return round(2 * WRITE_S + tasks * FINAL_S + max(trials, tasks) * TRIAL_S, 1)
 
 
 def _task_result(state: TaskState, share: float, entry: Entry | None) -> TaskResult:

@@ -135,13 +135,13 @@ class TuningResult:
     coverage: str
     covered: float
     tasks: tuple[TaskResult, ...]
-    package: Path | None
-    digest: str | None
-    store: str
     seconds: Mapping[str, float]
-    trials: int
-    reused: int
-    ranked_by: str
+    trials: int = 0
+    reused: int = 0
+    ranked_by: str = "roofline"
+    package: Path | None = None
+    digest: str | None = None
+    store: str = ""
     stopped: str = ""
     interrupted: bool = False
     estimate_s: float | None = None
