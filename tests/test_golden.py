@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from programs import gemm, softmax, swiglu
+from programs import attention, gemm, softmax, swiglu
+from tile_programs import delta_algebra
 
 from autosched.codegen.build import Lowered, Request, lower
 from autosched.ir.node import Program
@@ -50,6 +51,8 @@ CASES: dict[str, Case] = {
     "place": Case(product, (INLINED, COLUMNS, LANES, ROWS, BOUND), PACKED),
     "rfactor": Case(product, (INLINED,), act("rfactor", nest="y", axis="k", lanes=8, unroll=2)),
     "join": Case(lambda: swiglu(4, 8, 12), (INLINED,), act("join", nest="y")),
+    "cascade": Case(lambda: attention(1, 2, 4, 3, j=6), (), act("cascade", axis="j", block=2)),
+    "inline_fold": Case(lambda: delta_algebra(1, 2, 5, 3, 4), (), act("inline", keep=[7])),
 }
 
 

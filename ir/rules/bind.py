@@ -192,9 +192,12 @@ def _crossing(nests: list[Nest], axes: list[str]) -> Illegal | None:
 
 
 def _dropped(nests: list[Nest], axes: list[str]) -> dict[Node, tuple[int, ...]]:
-    """{scratch: its dimensions over shared axes}, which it does not need."""
+    """{scratch: its dimensions over shared loops}, which it does not need; the steps of a fold
+    are no loop of its nests."""
     return {
-        n.handle: tuple(k for k, s in enumerate(n.starts) if iota_axis(s) in axes)
+        n.handle: tuple(
+            k for k, s in enumerate(n.starts) if (a := iota_axis(s)) and a in axes and n.loop(a)
+        )
         for n in nests
         if n.handle.attr[3] == "scratch"
     }

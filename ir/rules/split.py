@@ -30,6 +30,7 @@ from autosched.ir.loops import (
     Loop,
     Nest,
     at_coordinate,
+    buffers_read,
     edit_nests,
     iota_axis,
     load_starts,
@@ -108,7 +109,15 @@ def _scratch_dims(program: Program, axis: str) -> dict[Node, int]:
             if handle in dims and dims[handle] != at:
                 at = None
             dims[handle] = at
-    return {h: n for h, n in dims.items() if n is not None}
+    # A nest in a fold over the axis has its coordinate, but no loop that could be split.
+    apart = {
+        h
+        for k in program.body
+        for _, nest in nests(k)
+        if nest.loop(axis) is None
+        for h in (nest.handle, *buffers_read(nest.value))
+    }
+    return {h: n for h, n in dims.items() if n is not None and h not in apart}
 
 
 def _split_scratch(
