@@ -16,7 +16,6 @@ import onnx
 import onnx.external_data_helper
 import onnx.helper
 import onnx.inliner
-import onnx.numpy_helper
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,15 @@ class OnnxModel:
     def with_every_output(self) -> bytes:
         """The model with all values that depend on its inputs as outputs, without its weights'
         external data."""
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self._proto)
-        del proto.graph.output[:]
+        graph = self._proto.graph
+        own = list(graph.output)
         names = (name for name in self._maker if name not in self._constant)
-        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-        return bytes(proto.SerializeToString())
+        del graph.output[:]
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        text: bytes = self._proto.SerializeToString()
+        del graph.output[:]
+        graph.output.extend(own)  # a copy of the model would be gigabytes where this is a list
+        return text
 
     @property
     def constants(self) -> tuple[str, ...]:
@@ -95,13 +97,26 @@ class OnnxModel:
         made = {name for n in kept for name in self._nodes[n].output}
         if not kept or not set(wanted) <= made:
             return None
+        count = len(kept)
+        kept = self._with_constants(kept)
+        made |= {name for n in kept for name in self._nodes[n].output}
         read = [name for n in sorted(kept) for name in _reads(self._nodes[n]) if name not in made]
         outside = list(dict.fromkeys(read))
-        feeds = {n: arrays[n] for n in outside if n not in self._constant}
-        folded = {n: arrays[n] for n in outside if n in self._constant and n not in self._stored}
+        feeds = {n: arrays[n] for n in outside if n not in self._stored}
         tensors = [self._tensor(n) for n in outside if n in self._stored]
-        tensors += [onnx.numpy_helper.from_array(a, n) for n, a in folded.items()]
-        return Part(self._model(kept, feeds, wanted, tensors), feeds, len(kept))
+        return Part(self._model(kept, feeds, wanted, tensors), feeds, count)
+
+    def _with_constants(self, kept: set[int]) -> set[int]:
+        """The nodes, and those that make what they read from the file's constants alone."""
+        out = set(kept)
+        stack = [name for n in kept for name in _reads(self._nodes[n])]
+        while stack:
+            name = stack.pop()
+            n = self._maker.get(name)
+            if name in self._constant and n is not None and n not in out:
+                out.add(n)
+                stack.extend(_reads(self._nodes[n]))
+        return out
 
     def _behind(self, ends: set[str], wanted: Sequence[str]) -> set[int]:
         found: set[int] = set()
