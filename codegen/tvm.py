@@ -37,6 +37,7 @@ from autosched.ir.node import Node, Program, walk
 from autosched.ir.ops import get
 from autosched.ir.recurrence import as_fold
 from autosched.ir.rules.action import Illegal
+from autosched.ir.rules.match_dot import as_reduce
 from autosched.ir.scalar import ITEMSIZE
 
 Expr = Any
@@ -56,6 +57,7 @@ class Emitted:
 
 def emit(program: Program, name: str, features: Sequence[str] = ()) -> Emitted | Illegal:
     """The function of a tile program with all knobs bound; features: LLVM's names of the CPU's."""
+    program = program.with_body(*map(as_reduce, program.body))
     try:
         return _Emitter(program, {"avx512f", "avx512vl"} <= set(features)).function(name)
     except Unsupported as error:
