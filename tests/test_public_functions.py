@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import kernels
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from autosched.codegen import tvm_api as t
-from autosched.codegen.artifact import Artifact, Kernel, KernelArg
+from autosched.codegen.artifact import Artifact, Kernel, KernelArg, PackSpec
 from autosched.codegen.package import write_package
 from autosched.codegen.runtime.errors import ChangedFileError, InputError
 from autosched.codegen.runtime.package import Package, PublicFunction
@@ -63,22 +64,38 @@ def test_operands_by_position_by_name_and_packed(package: Package, name: str) ->
         assert np.allclose(result, want, 1e-6)
 
 
+def test_of_several_packed_operands_the_shape_says_which(tmp_path: Path) -> None:
+    columns = tuple(KernelArg(f"{name}_packed", "packed", "float32", (5, 10),
+                              replace(kernels.PACK, source=name)) for name in "vw")  # fmt: skip
+    index = ("add", ("mul", ("axis", 0), ("const", 10)), ("axis", 1))
+    long = PackSpec("u", "float32", (100,), (10, 10), (index,))
+    args = (*columns, KernelArg("u_packed", "packed", "float32", (10, 10), long),
+            KernelArg("y", "output", "float32", (kernels.N,)))  # fmt: skip
+    made = kernels.scale_add("serial", args=args)
+    written = write_package(Artifact((made,)), tmp_path / "out", "several")
+    several = function(Package(str(written.module)), "scale_add_serial")
+    assert several.pack(np.zeros(100, np.float32)).operand.name == "u"
+    assert several.pack(W, "v").operand.name == "v"
+    with pytest.raises(InputError, match="say which operand; it packs u, v, w"):
+        several.pack(W)
+
+
 def test_wrong_operands_are_named(package: Package) -> None:
     scale_add = function(package, "scale_add_serial")
     other = function(package, "scale_add_parallel")
     for args, named, message in (
         ((), {}, "missing: x, w"),
         ((X,), {"x": X}, "missing: w; given twice: x"),
-        ((X, W, W), {}, "takes x, w and got 3 operands"),
+        ((X, W, W), {}, "takes x, w and got 3 operands$"),
         ((X, W), {"bias": W}, "unknown: bias"),
         ((X, W[1:]), {}, r"w is float32\[49\], but float32\[50\]"),
         ((X, other.pack(W)), {}, "packed for another kernel"),
     ):
         with pytest.raises(InputError, match=message):
             scale_add(*args, **named)
-    with pytest.raises(InputError, match=r"operand 'x', but operand is one of \['w'\]"):
+    with pytest.raises(InputError, match="no operand 'x'; it packs w"):
         scale_add.pack(X, "x")
-    with pytest.raises(InputError, match="packs none of them"):
+    with pytest.raises(InputError, match="packs no operand"):
         function(package, "twice").kernels[0].pack(X)
 
 

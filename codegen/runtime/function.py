@@ -49,9 +49,9 @@ class Function:
         if len(args) > len(self.operands) or unknown or twice or missing:
             count = len(args) + len(named)
             wrong = [("missing", missing), ("unknown", unknown), ("given twice", twice)]
-            said = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong if names)
+            said = "".join(f"; {what}: {', '.join(names)}" for what, names in wrong if names)
             raise InputError(
-                f"{self.name} takes {', '.join(self.operands)} and got {count} operands; {said}"
+                f"{self.name} takes {', '.join(self.operands)} and got {count} operands{said}"
             )
         return given
 

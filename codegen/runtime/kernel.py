@@ -66,15 +66,19 @@ class Kernel:
     def pack(self, array: Any, operand: str | None = None) -> Packed:
         """A constant operand laid out for this kernel, to be passed in its place.
 
-        Args: operand: which one; needed where several operands are packed.
+        Args: operand: which one; needed where several that are packed have the array's shape.
         """
         packed = [a for a in self.args if a.pack is not None]
         names = sorted({a.pack.source for a in packed if a.pack is not None})
-        if operand is None and len(names) == 1:
-            operand = names[0]
+        if operand is None:
+            shapes = {v.name: v.shape for v in self.operands}
+            fit = [n for n in names if shapes[n] == tuple(getattr(array, "shape", ()))]
+            only = names if len(names) == 1 else fit
+            operand = only[0] if len(only) == 1 else None
         if operand not in names:
-            known = f"operand is one of {names}" if names else "this kernel packs none of them"
-            raise InputError(f"{self.data['public_name']}.pack: operand {operand!r}, but {known}")
+            known = f"it packs {', '.join(names)}" if names else "this kernel packs no operand"
+            asked = "say which operand" if operand is None else f"there is no operand {operand!r}"
+            raise InputError(f"{self.data['public_name']}.pack: {asked}; {known}")
         want = next(v for v in self.operands if v.name == operand)
         raw = dense(array, want)
         buffers = {
