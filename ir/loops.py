@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from autosched.ir.node import Extent, Node, replace_nodes, rewrite, walk
+from autosched.ir.node import Extent, Node, replace_nodes, walk
 from autosched.ir.ops import carry, forall
 
 
@@ -153,23 +153,22 @@ def iota_axis(node: Node) -> str | None:
     return str(node.attr[0]) if node.op == "iota" else None
 
 
-def find_iotas(roots: Sequence[Node], axis: str) -> tuple[Node, ...]:
-    return tuple(n for n in walk(*roots) if n.op == "iota" and n.attr[0] == axis)
-
-
 def at_coordinate(root: Node, axis: str, at: Node) -> Node:
-    """`root` with the coordinate of `axis` replaced by `at`, in the axes of fold states too."""
-
-    def fix(node: Node) -> Node:
-        if node.op == "iota" and node.attr[0] == axis:
-            return at
-        if node.op == "carry" and axis in node.names:
+    """`root` with the coordinate of its free axis replaced by `at`, in the axes of fold states
+    too. Another axis of that name, which something below binds, stays as it is."""
+    memo: dict[Node, Node] = {}
+    for node in walk(root):
+        if axis not in dict(node.free):
+            memo[node] = node
+        elif node.op == "iota":
+            memo[node] = at
+        elif node.op == "carry":
             name, dtype, axes = node.attr
             kept = {a: e for a, e in axes if a != axis}
-            return carry(name, dtype, {**kept, **dict(at.free)})
-        return node
-
-    return rewrite(root, fix)
+            memo[node] = carry(name, dtype, {**kept, **dict(at.free)})
+        else:
+            memo[node] = Node(node.op, tuple(memo[s] for s in node.src), node.attr)
+    return memo[root]
 
 
 def trip_count(loop: Loop) -> Extent | None:

@@ -68,6 +68,8 @@ def _joins(staged: Program) -> list[list[Action]]:
 
 def _of_choice(staged: Program, head: list[Action], prefix: str, target: Target) -> list[Sketch]:
     found = [n for _, n in nests(staged.body[0])]
+    if any(as_extent(x.hi) == 0 for n in found for x in n.loops):
+        return _plain(head, prefix)
     shared = shared_axes(staged, found) if len(found) > 1 else ()
     made: list[Sketch | None] = []
     if shared:

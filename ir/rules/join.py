@@ -12,7 +12,7 @@ Each element of the common operand is then loaded once for all the reduces.
 from __future__ import annotations
 
 from autosched.ir.extent import as_node
-from autosched.ir.loops import Nest, edit_nests, find_iotas
+from autosched.ir.loops import Nest, at_coordinate, edit_nests
 from autosched.ir.monoid import MONOIDS, dtype_limit
 from autosched.ir.node import Extent, Node, Program, replace_nodes, walk
 from autosched.ir.ops import carry, const, fold, get, iota, map_
@@ -75,8 +75,7 @@ def _extent(node: Node) -> Extent:
 def _over(node: Node, axis: str) -> Node:
     """The body of a reduce, read along `axis` in place of its own."""
     (own,) = node.attr[1]
-    at = iota(axis, _extent(node))
-    return replace_nodes(node.src[0], dict.fromkeys(find_iotas([node.src[0]], own), at))
+    return at_coordinate(node.src[0], own, iota(axis, _extent(node)))
 
 
 def _reads(node: Node) -> set[Node]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autosched.ir.extent import as_extent, as_node, ext_floordiv, ext_mul
-from autosched.ir.loops import Nest, edit_nests, find_iotas
+from autosched.ir.loops import Nest, at_coordinate, edit_nests
 from autosched.ir.monoid import MONOIDS, dtype_limit
 from autosched.ir.node import Extent, Node, Program, replace_nodes, walk
 from autosched.ir.ops import carry, const, fold, get, iota, map_, reduce_
@@ -70,8 +70,7 @@ def _partials(
 ) -> Node:
     monoid = node.attr[0]
     spec = MONOIDS[monoid]
-    (old,) = {i for s in node.src for i in find_iotas([s], axis)}
-    extent = old.attr[1]
+    extent = next(e for s in node.src for a, e in s.free if a == axis)
     step = ext_mul(lanes, unroll)
     if isinstance(extent, int) and isinstance(step, int) and step > extent:
         problems.append(Illegal("TOO_BIG", f"{axis} has {extent} elements, a step {step}"))
@@ -84,7 +83,7 @@ def _partials(
     value, dtype = node.src[0], node.dtype
     trips = ext_floordiv(extent, step)
     at = iota(outer, trips) * as_node(step) + iota(row, unroll) * as_node(lanes) + iota(lane, lanes)
-    body = replace_nodes(value, {old: at})
+    body = at_coordinate(value, axis, at)
     start = const(dtype_limit(spec.identity[0], dtype), dtype)
     axes = {a: e for a, e in body.free if a != outer}
     state = carry("acc", dtype, axes)
@@ -95,7 +94,7 @@ def _partials(
     if done == extent:
         return result
     rest = f"{axis}.r"
-    tail = replace_nodes(value, {old: iota(rest, extent)})
+    tail = at_coordinate(value, axis, iota(rest, extent))
     rest_state = carry("rest", dtype, {a: e for a, e in tail.free if a != rest})
     (more,) = spec.combine(map_, (rest_state,), (tail,))
     last = fold(rest, [(as_node(done), as_node(extent))], {"rest": (result, more)})
