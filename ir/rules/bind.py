@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import takewhile
 from typing import TypeAlias
 
 from autosched.ir.extent import as_node
@@ -98,7 +100,7 @@ def _share(program: Program, wanted: list[tuple[str, ...]]) -> Program | Illegal
     problem = _crossing(found, axes)
     if problem:
         return problem
-    drop = _dropped(found, axes)
+    drop = _dropped(items, axes)
     body = _fuse([_shrunk(item, drop) for item in items], wanted)
     if isinstance(body, Illegal):
         return body
@@ -132,6 +134,10 @@ def _loop_over(item: _Item, axis: str) -> Loop | None:
     """The loop over `axis` that all nests of an item have, or None."""
     loops = [n.loop(axis) for n in _nests_of(item)]
     return None if None in loops else loops[0]
+
+
+def _has_loop(item: _Item, axis: str) -> bool:
+    return _loop_over(item, axis) is not None
 
 
 def _without(item: _Item, axis: str) -> _Item:
@@ -191,16 +197,20 @@ def _crossing(nests: list[Nest], axes: list[str]) -> Illegal | None:
     return None
 
 
-def _dropped(nests: list[Nest], axes: list[str]) -> dict[Node, tuple[int, ...]]:
-    """{scratch: its dimensions over shared loops}, which it does not need; the steps of a fold
-    are no loop of its nests."""
-    return {
-        n.handle: tuple(
-            k for k, s in enumerate(n.starts) if (a := iota_axis(s)) and a in axes and n.loop(a)
-        )
-        for n in nests
-        if n.handle.attr[3] == "scratch"
-    }
+def _dropped(items: list[_Item], axes: list[str]) -> dict[Node, tuple[int, ...]]:
+    """{scratch: its dimensions over shared loops}, which it does not need. An item without a
+    shared axis stands before the loop over it and shares none of the loops inside; the steps of
+    a fold are no loop of its nests."""
+    drop: dict[Node, tuple[int, ...]] = {}
+    for item in items:
+        shared = list(takewhile(partial(_has_loop, item), axes))
+        for nest in _nests_of(item):
+            if nest.handle.attr[3] != "scratch":
+                continue
+            mine = [k for k, s in enumerate(nest.starts) if iota_axis(s) in shared]
+            known = drop.get(nest.handle, tuple(mine))
+            drop[nest.handle] = tuple(k for k in mine if k in known)
+    return drop
 
 
 def _shrunk(item: _Item, drop: Mapping[Node, tuple[int, ...]]) -> _Item:
@@ -221,7 +231,6 @@ def _shrunk(item: _Item, drop: Mapping[Node, tuple[int, ...]]) -> _Item:
         if node.op != "load" or node.src[0] not in drop:
             return node
         handle = node.src[0]
-        # A nest that stands outside a shared loop keeps the dimension of that loop.
         return load(smaller(handle), kept_starts(handle, load_starts(node)))
 
     nest = item.with_value(rewrite(item.value, fix))
