@@ -69,11 +69,11 @@ def usable_cores(root: Path = Path("/")) -> int:
         cpus = sorted(os.sched_getaffinity(0))
     else:
         cpus = list(range(os.cpu_count() or 1))
-    cores = {_core(root, cpu) for cpu in cpus}
+    cores = {core_of(root, cpu) for cpu in cpus}
     return max(1, min(len(cores), _quota(root)))
 
 
-def _core(root: Path, cpu: int) -> tuple[str, str]:
+def core_of(root: Path, cpu: int) -> tuple[str, str]:
     """(package, core) of a logical CPU; itself where sysfs says nothing."""
     topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
     try:

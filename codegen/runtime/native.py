@@ -14,10 +14,12 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import UnsupportedMachineError
+from .seats import Seats
 
 RUNTIME_FILE = "libtvm_runtime.so"
 # Functions of the runtime that kernels call, each through an exported pointer "__" + name.
@@ -66,6 +68,14 @@ def runtime_path(carried: Callable[[], Path]) -> Path:
     return _loaded(RUNTIME_FILE) or _installed("tvm", "lib", RUNTIME_FILE) or carried()
 
 
+@dataclass(frozen=True)
+class Pool:
+    """The pool of a thread: how many threads it has, the caller included, and where they sit."""
+
+    threads: int
+    seats: Seats
+
+
 class Runtime:
     """The loaded TVM runtime; make it through `runtime`."""
 
@@ -95,20 +105,25 @@ class Runtime:
         function.restype, function.argtypes = result, args
         return function
 
-    def make_pool(self, threads: int) -> int:
-        """Makes the calling thread's pool of `threads` and returns how many it has.
+    def make_pool(self, threads: int) -> Pool:
+        """Makes the calling thread's pool of `threads`.
 
         A pool belongs to the thread that made it and is never resized: where this thread had
-        one, the number is that one's. Threads are not bound to cores, since TVM would bind
-        every process's to the same ones, and the caller's own affinity stays as it was.
+        one, it is that one. TVM does not bind its threads to cores, since it would bind every
+        process's to the same ones.
         """
+        seats = Seats()
         with _environment(TVM_BIND_THREADS="0", TVM_THREAD_POOL_SPIN_COUNT=str(_SPINS)):
             self.limit_threads(threads)
             count = int(self._count())
-            started = _TASK(lambda task, group, data: 0)
+
+            def started(task: int, group: int | None, data: int | None) -> int:
+                seats.seat_worker()
+                return 0
+
             # The workers read the environment as they start: one launch waits for them.
-            self.library.TVMBackendParallelLaunch(started, None, count)
-        return count
+            self.library.TVMBackendParallelLaunch(_TASK(started), None, count)
+        return Pool(count, seats)
 
 
 @contextmanager

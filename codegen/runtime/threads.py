@@ -20,7 +20,7 @@ from typing import Any
 
 from .cpu import usable_cores
 from .errors import InputError
-from .native import Runtime
+from .native import Pool, Runtime
 
 
 def thread_count(asked: int | None = None) -> int:
@@ -55,14 +55,14 @@ class _Runner:
         work.start()
 
     def _work(self, runtime: Runtime, threads: int) -> None:
-        ready = False
+        pool: Pool | None = None
         while True:
             function, done, result = self._calls.get()
             try:
-                if not ready:
-                    runtime.make_pool(threads)
-                    ready = True
+                if pool is None:
+                    pool = runtime.make_pool(threads)
                 with _shared.busy:
+                    pool.seats.go_home()
                     result.append((function(), None))
             except BaseException as error:  # the caller raises it
                 result.append((None, error))
@@ -88,7 +88,8 @@ class _Shared:
         self.busy = threading.Lock()  # held by the one call that uses several threads
         self.making = threading.Lock()
         self.runners: dict[int, _Runner] = {}
-        self.main_pool: int | None = 0 if forked else None  # threads of the main thread's pool
+        self.forked = forked  # the main thread's pool died
+        self.main_pool: Pool | None = None
 
     def runner(self, runtime: Runtime, threads: int) -> _Runner:
         with self.making:
@@ -119,11 +120,12 @@ def call(runtime: Runtime | None, threads: int, function: Callable[[], Any]) -> 
         runtime.limit_threads(1)
         return function()
     shared = _shared
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread() and not shared.forked:
         if shared.main_pool is None:
             shared.main_pool = runtime.make_pool(threads)
-        if shared.main_pool == threads:
+        if shared.main_pool.threads == threads:
             with shared.busy:
+                shared.main_pool.seats.go_home()
                 runtime.limit_threads(threads)
                 return function()
     return shared.runner(runtime, threads).call(function)
