@@ -7,20 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from autosched.codegen.build import Request, lower
 from autosched.codegen.runtime.manifest import read
+from autosched.costmodel.gbm import GbmModel
 from autosched.ir.frontend.onnx import load_model
 from autosched.ir.graph import ModelError
 from autosched.ir.node import Program
 from autosched.ir.partition import Task, partition
-from autosched.ir.rules import inline
 from autosched.ir.rules.action import Illegal
 from autosched.ir.schedule import Schedule, run_actions
 from autosched.ir.target import Target, parse_target
 from autosched.ir.text import parse, to_text
-from autosched.tools.space import space
+from autosched.search.strategy import ask
+from autosched.tools.campaign import open_task, plain_schedules
 
 LEVELS = ("algebra", "tile", "tvm")
 
@@ -97,17 +96,16 @@ def show(model: Path | str, *, task: int | None = None, level: str = "tile",
     if task >= len(tasks):
         raise ModelError(f"--task {task}: the model has the tasks 0 to {len(tasks) - 1}")
     one = tasks[task]
-    schedule = chosen.get(one.key) or default_schedule(one.program, device)
+    schedule = chosen.get(one.key) or default_schedule(one, device)
     views = tuple(_views(one, schedule, device, level))
     return Showing(graph.coverage.line(), device.name, rows, task, schedule.to_json(), views)
 
 
-def default_schedule(program: Program, target: Target) -> Schedule:
+def default_schedule(task: Task, target: Target) -> Schedule:
     """The schedule that the cost model puts first before anything is measured."""
-    found = space(program, target)
-    if isinstance(found, Illegal):
-        return Schedule("plain", inline.propose(program)[:1])
-    return found.schedule(int(np.argmin(found.features.column("analytic_us"))))
+    state = open_task(task, target, 0, GbmModel(0))
+    picks = ask(state.search, 1, state.score)
+    return state.search.space.schedule(picks[0]) if picks else plain_schedules(task)[0]
 
 
 def _views(task: Task, schedule: Schedule, target: Target, level: str) -> Iterator[View]:
