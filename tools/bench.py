@@ -25,6 +25,7 @@ from autosched.ir.target import Target, parse_target
 from autosched.ir.text import parse
 from autosched.tools.arrays import draw_model_inputs, read_npz, write_npz
 from autosched.tools.packages import Package, open_package
+from autosched.tools.sides import PeerError
 
 PEERS = ("onnxruntime",)
 VISIT_S, TASK_VISIT_S = 0.1, 0.03  # of timed running in each visit
@@ -109,6 +110,14 @@ def bench(model: Path | str, kernels: Path | str, *, against: str = "onnxruntime
     )  # fmt: skip
 
 
+def _failure(found: Failed) -> Exception:
+    """Why a side could not be timed; that the peer can't run the model needs no more words."""
+    kind, _, message = found.reason.partition(": ")
+    if kind == PeerError.__name__:
+        return PeerError(message)
+    return KernelFailedError(f"timing failed: {found.reason}\n{found.stderr_tail}".strip())
+
+
 def _pool() -> WorkerPool:
     return WorkerPool(1, SIDE_S, recycle_after=1 << 20)
 
@@ -156,14 +165,14 @@ class _Timer:
         facts = {"kernels": self.kernels, "inputs": self.inputs}
         outcome = self.ours.run(Job("autosched.tools.sides:profile", facts))
         if isinstance(outcome, Failed):
-            raise KernelFailedError(f"timing failed: {outcome.reason}")
+            raise _failure(outcome)
         times: list[float] = outcome.value
         return times
 
     def _paired(self, ours: Side, peer: Side, rounds: int, visit_s: float) -> Pairing:
         found = paired(ours, peer, rounds=rounds, visit_s=visit_s)
         if isinstance(found, Failed):
-            raise KernelFailedError(f"timing failed: {found.reason}\n{found.stderr_tail}".strip())
+            raise _failure(found)
         self.stray = max(self.stray, found.stray_cpu)
         return found
 

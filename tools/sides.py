@@ -27,6 +27,10 @@ def tuned_step(kernels: str, inputs: str, step: int) -> Callable[[], object]:
     return load(kernels).bound_step(read_npz(Path(inputs)), step)
 
 
+class PeerError(ModelError):
+    """onnxruntime can't run a model, for a reason that it says."""
+
+
 def profile(kernels: str, inputs: str) -> list[float]:
     """Median microseconds of each step of the tuned model."""
     return [step.median_us for step in load(kernels).profile(read_npz(Path(inputs)))]
@@ -39,16 +43,22 @@ def onnxruntime(model: str, inputs: str) -> Callable[[], object]:
 
 
 def run_onnxruntime(model: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What onnxruntime answers, by output name."""
+    """What onnxruntime answers, by output name.
+
+    Raises: PeerError where onnxruntime can't run the model, or not on these inputs.
+    """
     session = onnxruntime_session(model)
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(inputs))))
+    try:
+        return dict(zip(names, session.run(names, dict(inputs))))
+    except Exception as error:  # its errors share no base class
+        raise PeerError(f"onnxruntime can't run {model}: {error}") from error
 
 
 def onnxruntime_session(model: Path) -> Any:
     """A session at onnxruntime's defaults on the CPU.
 
-    Raises: ModelError where onnxruntime can't run the model.
+    Raises: PeerError where onnxruntime can't run the model.
     """
     import onnxruntime as ort
 
@@ -57,4 +67,4 @@ def onnxruntime_session(model: Path) -> Any:
     try:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no base class, and every one is of the model
-        raise ModelError(f"onnxruntime can't load {model}: {error}") from error
+        raise PeerError(f"onnxruntime can't load {model}: {error}") from error

@@ -1,7 +1,8 @@
 """A model and its tuned kernels in, how far each is from the truth out.
 
-The whole model is compared with onnxruntime and, where no part of it is left to onnxruntime, with
-float64; every kernel, on the inputs that it meets in the model, with its definition in float64.
+The whole model is compared with onnxruntime, where that can run it, and, where no part of it is
+left to onnxruntime, with float64; every kernel, on the inputs that it meets in the model, with its
+definition in float64.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from autosched.ir.text import parse
 from autosched.tools.arrays import draw_model_inputs, read_npz
 from autosched.tools.packages import open_package
 from autosched.tools.plan import RawConstant, constants_of, numbers
-from autosched.tools.sides import run_onnxruntime
+from autosched.tools.sides import PeerError, run_onnxruntime
 
 # Rounding errors of a deep model grow with its depth, for everybody: a model that is further off
 # than a kernel may be is judged by what onnxruntime reaches on the same inputs.
@@ -110,18 +111,30 @@ def verify(model: Path | str, kernels: Path | str, *, inputs: Path | str | None 
 def _outputs(tuned: Model, graph: ModelGraph, model: Path,
              arrays: Mapping[str, np.ndarray]) -> Iterator[OutputCheck]:
     ours = {name: _wide(a) for name, a in tuned.run(arrays).items()}
-    peer = {name: _wide(a) for name, a in run_onnxruntime(model, arrays).items()}
+    exact = _float64(graph, arrays)
+    peer = _peer(model, arrays, needed=exact is None)
     dtypes = {v.name: bound_dtype(v.node) for v in graph.outputs}
     bounds = {name: REL_L2_BOUND[d] if d is not None else 0.0 for name, d in dtypes.items()}
-    exact = _float64(graph, arrays)
     for name, mine in ours.items():
-        allowed = bounds[name]
-        if exact is not None:
+        allowed, theirs = bounds[name], None
+        if exact is not None and peer is not None:
             theirs = _distance(peer[name], exact[name])[0]
             allowed = max(allowed, PEER_FACTOR * theirs)
+        if exact is not None:
             yield OutputCheck(name, "float64", *_distance(mine, exact[name]), allowed, theirs)
-        # Both may err, each to its own side.
-        yield OutputCheck(name, "onnxruntime", *_distance(mine, peer[name]), 2 * allowed)
+        if peer is not None:  # both may err, each to its own side
+            yield OutputCheck(name, "onnxruntime", *_distance(mine, peer[name]), 2 * allowed)
+
+
+def _peer(model: Path, arrays: Mapping[str, np.ndarray],
+          needed: bool) -> dict[str, np.ndarray] | None:
+    """What onnxruntime answers; None where it can't run the model (bfloat16, say) and need not."""
+    try:
+        return {name: _wide(a) for name, a in run_onnxruntime(model, arrays).items()}
+    except PeerError:
+        if needed:
+            raise
+        return None
 
 
 def _wide(array: np.ndarray) -> np.ndarray:
@@ -151,17 +164,13 @@ def _float64(graph: ModelGraph, arrays: Mapping[str, np.ndarray]) -> dict[str, n
     body = tuple(v.node for v in graph.outputs)
     read = tuple(n for n in walk(*body) if n.op == "input")
     outputs = tuple(Output(v.name, v.dims, v.node.dtype, v.extents) for v in graph.outputs)
-    given = {name: _numbers(a) for name, a in arrays.items()}
-    given |= {
-        n.attr[0]: graph.weights[n.attr[0]].load().reshape([e for _, e in n.attr[1]])
-        for n in read if n.attr[3] == "weight"
-    }  # fmt: skip
+    given = {}
+    for node in read:
+        name, dims = node.attr[0], node.attr[1]
+        raw = graph.weights[name].load() if node.attr[3] == "weight" else arrays[name]
+        given[name] = numbers(raw, node.dtype).reshape([extent for _, extent in dims])
     found = evaluate(Program("algebra", read, outputs, body), given)
     return {v.name: _wide(found[v.name]).reshape(v.shape) for v in graph.outputs}
-
-
-def _numbers(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 # ---- kernel by kernel --------------------------------------------------------------------------
