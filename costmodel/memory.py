@@ -153,6 +153,10 @@ def _bytes(dims: Sequence[_Dimension], itemsize: int, whole_buffer: Column, line
     covered: Column = True
     for d in reversed(dims):
         still = isinstance(d.span, float) and d.span == 0.0
+        if d.loaded:  # places that data names lie apart
+            rows = rows * d.places
+            covered = False
+            continue
         if not still and isinstance(covered, np.ndarray):
             run = np.where(covered, run * (d.span + 1.0), run)
             rows = np.where(covered, rows, rows * d.places)

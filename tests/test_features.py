@@ -15,7 +15,7 @@ from autosched.costmodel.catalogue import FEATURES, document
 from autosched.costmodel.features import FeatureTable, concatenate, features, sketch_features
 from autosched.ir.count import count, scalar_cost
 from autosched.ir.node import IRError, Output, Program
-from autosched.ir.ops import buffer, forall, input_, iota, kernel, load, store, sum_
+from autosched.ir.ops import buffer, forall, input_, iota, kernel, load, store, sum_, take
 from autosched.ir.rules.action import Illegal, act
 from autosched.ir.schedule import Knob, Schedule, Sketch, replay
 
@@ -174,6 +174,28 @@ def test_lanes_that_memory_does_not_follow_are_gathered() -> None:
     # Each thread: 1 panel x 16 blocks x 32 steps x 32 lanes.
     assert fact(plain, "gathered_loads") == 16 * 32 * 32
     assert fact(plain, "analytic_us") > 1.5 * fact(packed, "analytic_us")
+
+
+def test_a_gather_touches_the_rows_that_it_reads_and_no_others() -> None:
+    ids = input_("ids", {"m": 64}, dtype="int32")
+    table = input_("table", {"v": 50_000, "k": 256}, kind="weight")
+    out = (Output("y", ("m", "k"), "float32", (64, 256)),)
+    program = Program("algebra", (ids, table), out, (take(table, "v", ids) * 2.0,))
+    sketch = Sketch(
+        "rows",
+        (
+            act("inline", keep=[]),
+            act("split", axis="k", size=16, nest="y", tail="exact"),
+            act("bind", nest="y", loops=["m:grid", "k.o:serial", "k.i:lane"]),
+        ),
+        (),
+    )
+    found = table_of(program, sketch)
+    rows = 32 * 256 * 4  # of one thread
+    assert fact(found, "working_bytes") == pytest.approx(2 * rows + 32 * 4, rel=0.05)
+    assert fact(found, "dram_traffic") == 0
+    assert fact(found, "gathered_loads") == 0
+    assert fact(found, "analytic_us") < 20
 
 
 def test_rows_at_powers_of_two_press_into_one_set() -> None:
