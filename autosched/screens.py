@@ -158,7 +158,7 @@ def tuning(found: TuningResult, out: Console) -> None:
         rows.add_row(t.name, str(t.count), *cells, share(t.share), *tried)
     out.print(rows)
     if dry:
-        out.print(f"tuning would take about {seconds(found.estimate_s)}; records in {found.store}")
+        out.print(f"tuning would take about {seconds(found.estimate_s)}")
         return
     out.print(f"against onnxruntime: {ratio(found.speedup)} weighted by its time, "
               f"{ratio(found.plain_speedup)} over tasks above 50 µs (geometric means)")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Models in 16 bits, from the file to a verified package: fp16, and bf16, which onnxruntime lacks."""
+"""Models in 16 bits, from file to verified package: fp16, and bf16, which onnxruntime lacks."""
 
 from __future__ import annotations
 
