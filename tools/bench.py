@@ -17,10 +17,9 @@ from autosched.codegen.jobs import Failed, Job, Ok
 from autosched.codegen.pairing import Pairing, Side, paired
 from autosched.codegen.runtime.errors import KernelFailedError
 from autosched.codegen.workers import WorkerPool
-from autosched.ir.count import count
+from autosched.costmodel.roofline import roofline_time
 from autosched.ir.frontend.onnx import load_model
 from autosched.ir.graph import ModelError
-from autosched.ir.node import Program
 from autosched.ir.target import Target, parse_target
 from autosched.ir.text import parse
 from autosched.tools.arrays import draw_model_inputs, read_npz, write_npz
@@ -196,19 +195,13 @@ def _tasks(package: Package, target: Target, timer: _Timer, found: Mapping[str, 
         part = found["parts"].get(program.key)
         progress(f"{data['public_name']} ({len(numbers)} x)")
         facts = (key, data["public_name"], len(numbers))
-        best = _roofline_us(program, target)
+        best = roofline_time(program, target)
         if part is None:
             why = found.get("failed") or found["missing"].get(program.key, "no part of the graph")
             yield TaskTime(*facts, alone[numbers[0]], None, best, None, None, why)
             continue
         pair = timer.task(numbers[0], part, rounds)
         yield TaskTime(*facts, pair.a.median_us, pair.b.median_us, best, pair.speedup)
-
-
-def _roofline_us(program: Program, target: Target) -> float:
-    """What the target could do at best: its peak rate, or its memory's."""
-    work = count(program)
-    return max(work.flops / target.peak(), work.bytes / target.dram_gbs) / 1e3
 
 
 def _shares(tasks: Sequence[TaskTime]) -> tuple[TaskTime, ...]:
