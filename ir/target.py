@@ -85,6 +85,12 @@ _FMA512: tuple[tuple[str, int, tuple[int, ...], int, str], ...] = (
     ("GenuineIntel", 6, (), 1, "Intel: client cores fuse ports 0 and 1 for 512 bits"),
 )
 
+# The boost clock of parts whose virtual machines show the base clock alone: vendor, family, models,
+# GHz and source.
+_BOOST: tuple[tuple[str, int, tuple[int, ...], float, str], ...] = (
+    ("AuthenticAMD", 25, tuple(range(16, 32)), 3.7, "AMD EPYC 9004 data sheets: boost clock"),
+)
+
 # fp32 rate times this, by dtype, where the feature is there (first match); sources: Intel's and
 # AMD's instruction tables. AMX: 16 x 16 x 32 multiply-adds in 16 cycles, against fp32's 32.
 _SPEEDUPS: tuple[tuple[str, str, float], ...] = (
@@ -232,6 +238,10 @@ def _clock(info: Mapping[str, str], cpu: Path) -> tuple[float, str]:
     top = _read(cpu / "cpufreq/cpuinfo_max_freq")
     if top.isdigit():
         return round(int(top) / 1e6, 2), "sysfs cpuinfo_max_freq"
+    named = tuple(info.get(f, "") for f in ("vendor_id", "cpu family", "model"))
+    for vendor, family, models, ghz, source in _BOOST:
+        if named[:2] == (vendor, str(family)) and named[2] in map(str, models):
+            return ghz, source
     if match := re.search(r"@ *([\d.]+) *GHz", info.get("model name", "")):
         return float(match[1]), "base clock in the model's name"
     if re.fullmatch(r"[\d.]+", info.get("cpu MHz", "")):
