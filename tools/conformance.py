@@ -1,7 +1,7 @@
 """ONNX's node tests through compiled kernels: `python -m autosched.tools.conformance`.
 
 Prints `N of M` cases that come out right, by family, the reason of each case that does not, and
-what is not ours. With `--variants` and `--seed`, other schedules than the first of each task.
+what is not ours. With `--more`, other schedules too than the first of each task.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from autosched.tools.conformance_jobs import Verdict
 from autosched.tools.onnx_cases import Case, cases, read_case, write_case
 
 CHUNK = 16  # cases a job: their kernels share a library
-JOB_S = 10.0  # a case and a variant
+JOB_S = 10.0  # a case by one schedule of each task
 THREADS = 2
 
 
 def conformance(
-    folders: Sequence[Path], *, variants: int = 1, seed: int | None = None, workers: int = 2,
+    folders: Sequence[Path], *, more: int = 0, seed: int = 0, workers: int = 2,
     chunk: int = CHUNK,
 ) -> Iterator[Verdict]:  # fmt: skip
     """A Verdict for the case in each folder; one that kills its worker costs only itself."""
     def job(some: Sequence[Path]) -> Job:
-        kwargs = {"folders": [str(f) for f in some], "threads": THREADS, "variants": variants,
+        kwargs = {"folders": [str(f) for f in some], "threads": THREADS, "more": more,
                   "seed": seed}  # fmt: skip
         function = "autosched.tools.conformance_jobs:check"
-        return Job(function, kwargs, Stage.RUN, 30 + JOB_S * len(some) * variants)
+        return Job(function, kwargs, Stage.RUN, 30 + JOB_S * len(some) * (1 + more))
 
     chunks = [folders[n : n + chunk] for n in range(0, len(folders), chunk)]
     env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0 where every case that is ours is right."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name or family contains this")
-    parser.add_argument("--variants", type=int, default=1, help="schedules of each task")
-    parser.add_argument("--seed", type=int, help="choose schedules at random by this seed")
+    parser.add_argument("--more", type=int, default=0, help="further schedules of each task")
+    parser.add_argument("--seed", type=int, default=0, help="of the further schedules")
     parser.add_argument("--workers", type=int, default=2, help="processes at once")
     parser.add_argument("--chunk", type=int, default=CHUNK, help="cases in one library")
     parser.add_argument("--verbose", action="store_true", help="a line for each case")
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verdicts: list[Verdict] = []
     with tempfile.TemporaryDirectory(prefix="autosched-") as folder:
         paths = write_cases(chosen, Path(folder))
-        for v in conformance(paths, variants=options.variants, seed=options.seed,
+        for v in conformance(paths, more=options.more, seed=options.seed,
                              workers=options.workers, chunk=options.chunk):  # fmt: skip
             verdicts.append(v)
             if options.verbose or v.problem:
