@@ -27,7 +27,15 @@ from autosched.ir.record import CHECKED_REFERENCE, Status
 from autosched.ir.target import TargetError
 from autosched.tools.lab import JOBS, LIMITS
 from autosched.tools.tune import tune
-from autosched.tools.tuning import STAGES, Event, RecordEvent, StageEvent, TaskEvent, TuningResult
+from autosched.tools.tuning import (
+    STAGES,
+    Event,
+    RecordEvent,
+    StageEvent,
+    TaskEvent,
+    TuningError,
+    TuningResult,
+)
 
 TESTS = Path(__file__).parent
 SEQUENCE = 16
@@ -269,6 +277,19 @@ def test_faulty_kernels_cost_only_themselves(
     assert all(r.error for r in bad)
     failures = [f for t in run.result.tasks for f in t.failures.items()]
     assert sum(n for _, n in failures) == len(bad)
+
+
+def test_a_full_disk_is_no_fault_of_a_schedule(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setenv(tune_jobs.SPOILT, ",".join([""] * 8 + ["full"] * 90))
+    jobs = replace(JOBS, build="tune_jobs:build", packages=("autosched", "tune_jobs"))
+    with pytest.raises(TuningError, match="TMPDIR"):
+        Tuned(model, tmp_path, trials=40, jobs=jobs)
+    with Store(tmp_path / "records.sqlite") as store:
+        assert all(r.ok for r in store.records(peers=False))
+    assert not (tmp_path / "tuned").exists()
 
 
 # -- a user's mistakes -----------------------------------------------------------------------------

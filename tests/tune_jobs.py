@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ def build(
     wanted = [_fault(name, faults) for name in symbols]
     if "die" in wanted:
         os._exit(3)
+    if "full" in wanted:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), library)
     if "refuse" in wanted:
         raise RuntimeError("LLVM ERROR: cannot select")
     if not any(wanted):

@@ -7,9 +7,12 @@ candidate does costs only itself: it hangs, crashes or answers wrong, and its At
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +27,7 @@ from autosched.codegen.workers import WorkerPool
 from autosched.ir.node import Program
 from autosched.ir.record import Status
 from autosched.ir.schedule import Schedule
+from autosched.tools.tuning import TuningError
 
 SYMBOL = "candidate"
 
@@ -96,6 +100,14 @@ class Attempt:
 JOBS, LIMITS = Jobs(), Limits()
 
 
+class ScratchFullError(TuningError):
+    """No room for libraries and arrays of candidates."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{tempfile.gettempdir()} is full: make room there, or set TMPDIR to "
+                         "another place")  # fmt: skip
+
+
 class Lab:
     """Worker processes and the folders of the tasks; use as a context manager.
 
@@ -148,8 +160,13 @@ class Lab:
     def prepare(self, tasks: Mapping[str, Program]) -> dict[str, str]:
         """Makes inputs and references of the tasks, several at once; why, for those that fail."""
         todo = {k: p for k, p in tasks.items() if not has_data(self.place(k))}
-        for key, program in todo.items():
-            write_program(self.place(key), program)
+        try:
+            for key, program in todo.items():
+                write_program(self.place(key), program)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise ScratchFullError from error
+            raise
         jobs = [
             Job(self.jobs.prepare, {"folder": str(self.place(key)), "seed": self.seed},
                 Stage.RUN, self.limits.prepare_s)
@@ -157,7 +174,7 @@ class Lab:
         ]  # fmt: skip
         return {
             key: outcome.reason
-            for key, outcome in zip(todo, self._builders.map(jobs))
+            for key, outcome in zip(todo, _usable(self._builders.map(jobs)))
             if isinstance(outcome, Failed)
         }
 
@@ -186,11 +203,13 @@ class Lab:
         chunks = [pairs[n : n + share] for n in range(0, len(pairs), max(share, 1))]
         jobs = [self._build_job(key, chunk) for chunk in chunks]
         out: list[Attempt] = []
-        for chunk, job, outcome in zip(chunks, jobs, self._builders.map(jobs)):
+        for chunk, job, outcome in zip(chunks, jobs, _usable(self._builders.map(jobs))):
             if isinstance(outcome, Failed) and len(chunk) > 1:
                 # One of them kills the worker or the library: each on its own shows which.
                 singles = [self._build_job(key, [pair]) for pair in chunk]
-                for pair, single, alone in zip(chunk, singles, self._builders.map(singles)):
+                for pair, single, alone in zip(
+                    chunk, singles, _usable(self._builders.map(singles))
+                ):
                     out += _built([pair], single, alone)
             else:
                 out += _built(chunk, job, outcome)
@@ -202,7 +221,8 @@ class Lab:
         """Compiles (task, schedule, symbol) each into a library of its own, for any target."""
         jobs = [self._build_job(k, [(s, symbol)], target, sources) for k, s, symbol in wanted]
         out: list[Attempt] = []
-        for (_, schedule, symbol), job, outcome in zip(wanted, jobs, self._builders.map(jobs)):
+        outcomes = _usable(self._builders.map(jobs))
+        for (_, schedule, symbol), job, outcome in zip(wanted, jobs, outcomes):
             out += _built([(schedule, symbol)], job, outcome)
         return out
 
@@ -253,6 +273,14 @@ class Lab:
             return Attempt(attempt.schedule, outcome.status, error=outcome.reason, **facts)
         timing = Timing.from_json(outcome.value["timing"])
         return Attempt(attempt.schedule, Status.OK, timing, rel_l2=outcome.value["rel_l2"], **facts)
+
+
+def _usable(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """The outcomes, until one says that the disk is full: that is no schedule's fault."""
+    for outcome in outcomes:
+        if isinstance(outcome, Failed) and os.strerror(errno.ENOSPC) in outcome.reason:
+            raise ScratchFullError
+        yield outcome
 
 
 def _built(

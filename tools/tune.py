@@ -208,13 +208,8 @@ class _Tuning:
         """Inputs and references. A task without them can't be checked, hence not tuned."""
         failed = self.lab.prepare({s.key: s.task.program for s in self.states})
         for state in (s for s in self.states if s.key in failed):
-            why = failed[state.key]
-            if "No space left" in why:
-                raise TuningError(f"{tempfile.gettempdir()} is full: make room there, or set "
-                                  "TMPDIR to another place")  # fmt: skip
-            raise TuningError(
-                f"the reference of {state.task.public_name} can't be computed: {why}"
-            )
+            raise TuningError(f"the reference of {state.task.public_name} can't be computed: "
+                              f"{failed[state.key]}")  # fmt: skip
 
     def _time_peers(self) -> None:
         for state in self.states:
