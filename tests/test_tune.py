@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from autosched.ir.graph import ModelError
 from autosched.ir.record import CHECKED_REFERENCE, Status
 from autosched.ir.target import TargetError
 from autosched.tools.lab import JOBS, LIMITS
+from autosched.tools.toolchain import toolchain
 from autosched.tools.tune import tune
 from autosched.tools.tuning import (
     STAGES,
@@ -158,27 +160,25 @@ def test_equal_records_make_equal_choices(tuned: Tuned, model: Path, tmp_path: P
     assert packed[0] == packed[1]
 
 
-def test_the_seed_decides_what_is_tried(model: Path, tmp_path: Path) -> None:
-    runs = [
-        Tuned(model, tmp_path, store=tmp_path / f"{n}.sqlite", out=f"out{n}", trials=0, seed=seed)
-        for n, seed in enumerate((7, 7))
-    ]
-    assert runs[0].choices == runs[1].choices
-
-
 def test_trials_0_takes_the_pick_of_the_model(model: Path, tmp_path: Path) -> None:
+    """Quickly, the same pick each time, from two threads on one store."""
     begun = time.monotonic()
-    run = Tuned(model, tmp_path, trials=0)
-    assert time.monotonic() - begun < 30
-    assert all(t.tries == 1 for t in run.result.tasks if not t.failures)
-    check_answers(model, run.out)
+    with ThreadPoolExecutor(2) as both:
+        runs = list(both.map(
+            lambda n: Tuned(model, tmp_path, trials=0, seed=7, out=f"out{n}"), range(2)
+        ))  # fmt: skip
+    assert time.monotonic() - begun < 45
+    assert runs[0].choices == runs[1].choices
+    assert all(t.tries <= 2 for run in runs for t in run.result.tasks if not t.failures)
+    for run in runs:
+        check_answers(model, run.out)
 
 
 def test_budget_is_kept(model: Path, tmp_path: Path) -> None:
     begun = time.monotonic()
-    run = Tuned(model, tmp_path, budget_s=14.0)
+    run = Tuned(model, tmp_path, budget_s=10.0)
     took = time.monotonic() - begun
-    assert took < 14.0 + 6.0, run.result.seconds
+    assert took < 10.0 + 6.0, run.result.seconds
     check_answers(model, run.out)
 
 
@@ -246,6 +246,7 @@ def test_kill_9_loses_nothing_measured(model: Path, tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait(10)
     assert told == ["record\n"] * 3 and not (tmp_path / "killed").exists()
+    toolchain.cache_clear()  # the sources may have been edited since these tests began
     run = Tuned(model, tmp_path, trials=8, resume=True)
     assert run.result.reused >= 3
     with Store(store) as opened:

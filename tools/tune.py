@@ -227,8 +227,9 @@ class _Tuning:
         return 0.0 if left is None else min(wanted, KEPT_FOR_FINALS * left)
 
     def _finals(self, explorer: Explorer, chosen: dict[str, Entry]) -> None:
-        """The best few of each task against each other, then the winner against the peer."""
-        for state in self.states:
+        """The best few of each task against each other, then the winner against the peer; what
+        matters most comes first, in case the time does not last."""
+        for state in sorted(self.states, key=_time_us, reverse=True):
             if self.stopper.has(WRITE_S):
                 chosen[state.key] = explorer.finals(state)
                 explorer.pair(state, chosen[state.key], self.peer)
@@ -263,7 +264,7 @@ def _result(
 ) -> TuningResult:  # fmt: skip
     """What is known without the package. estimate_s: budget and trials of a dry run."""
     states, target, coverage = opened.states, run.target, run.graph.coverage
-    times = [s.task.count * (s.peer_us or s.best_us or s.roofline_us) for s in states]
+    times = list(map(_time_us, states))
     total = sum(times) or 1.0
     tasks = tuple(
         _task_result(s, us / total, None if chosen is None else chosen[s.key])
@@ -276,6 +277,11 @@ def _result(
         seconds=dict(run.clock.seconds), trials=sum(s.new_tries for s in states),
         estimate_s=estimate,
     )  # fmt: skip
+
+
+def _time_us(state: TaskState) -> float:
+    """Of the task in the whole model, as far as it is known."""
+    return state.task.count * (state.peer_us or state.best_us or state.roofline_us)
 
 
 def _estimate_s(tasks: int, budget_s: float, trials: int | None) -> float:
