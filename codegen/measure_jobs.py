@@ -31,10 +31,11 @@ from autosched.codegen.measure import time_callable, time_interleaved
 from autosched.codegen.runtime.arrays import ALIGNMENT, STORAGE, address, empty, from_bfloat16
 from autosched.codegen.runtime.native import Library, Pool
 from autosched.codegen.runtime.pack import pack
-from autosched.codegen.runtime.spec import KernelArg, arg_from_json
+from autosched.codegen.runtime.spec import KernelArg, PackSpec, arg_from_json
 from autosched.codegen.task_files import TaskData, read_data
 from autosched.ir.record import Status
 
+PACKS_KEPT = 4  # packed operands that are remembered
 GUARD_BYTES = 4096  # before and after each output: strays are a few vectors or a row away
 
 
@@ -56,9 +57,8 @@ def measure(
     Returns {"timing": Timing as JSON, "rel_l2": the worst of the outputs}.
     Raises: JobFailure with WRONG_RESULT, NAN_RESULT or RUN_FAILED and the reason.
     """
-    data = _data(folder)
-    bound = bind(data, Path(library), symbol, tuple(map(arg_from_json, args)), threads)
-    worst = verify(bound, data)
+    bound = _bind_row(folder, {"library": library, "symbol": symbol, "args": args}, threads)
+    worst = verify(bound, _data(folder))
     timing = time_callable(
         bound.run, min_runs=7, target_time_s=target_time_s, warmup_s=0.01,
         stop_above_us=stop_above_us,
@@ -86,13 +86,18 @@ def side(folder: str, candidate: str, threads: int) -> Callable[[], int]:
 
 def _bind_row(folder: str, row: Mapping[str, Any], threads: int) -> Bound:
     args = tuple(map(arg_from_json, row["args"]))
-    return bind(_data(folder), Path(row["library"]), row["symbol"], args, threads)
+    packed = functools.partial(_packed, folder)
+    return bind(_data(folder), Path(row["library"]), row["symbol"], args, threads, packed)
 
 
 def bind(
-    data: TaskData, library: Path, symbol: str, args: Sequence[KernelArg], threads: int
-) -> Bound:
-    """Loads a candidate and gives it the inputs, packed where it asks for that."""
+    data: TaskData, library: Path, symbol: str, args: Sequence[KernelArg], threads: int,
+    packed: Callable[[PackSpec, str], np.ndarray] | None = None,
+) -> Bound:  # fmt: skip
+    """Loads a candidate and gives it the inputs, packed where it asks for that.
+
+    packed: makes or remembers the packed form of an input, by its spec and dtype.
+    """
     loaded = Library(library, _no_carried_runtime)
     if loaded.runtime is not None:
         _pool(loaded, threads)
@@ -105,7 +110,7 @@ def bind(
             outputs[arg.name] = array
             guards.append(around)
         else:
-            array = _operand(arg, data)
+            array = _operand(arg, data, packed)
         buffers.append(array)
     function = loaded.function(symbol)
     run = functools.partial(function, *(_Cell(a) for a in buffers))
@@ -175,10 +180,21 @@ def _guarded(arg: KernelArg) -> tuple[np.ndarray, np.ndarray]:
     return inner.view(STORAGE[arg.dtype]).reshape(arg.shape), raw
 
 
-def _operand(arg: KernelArg, data: TaskData) -> np.ndarray:
-    if arg.pack is not None:
-        return pack(data.inputs[arg.pack.source], arg.pack, arg.dtype)
-    return data.inputs[arg.name]
+def _operand(
+    arg: KernelArg, data: TaskData, packed: Callable[[PackSpec, str], np.ndarray] | None
+) -> np.ndarray:
+    if arg.pack is None:
+        return data.inputs[arg.name]
+    if packed is not None:
+        return packed(arg.pack, arg.dtype)
+    return pack(data.inputs[arg.pack.source], arg.pack, arg.dtype)
+
+
+@functools.lru_cache(maxsize=PACKS_KEPT)
+def _packed(folder: str, spec: PackSpec, dtype: str) -> np.ndarray:
+    """Candidates of a task share a few layouts, and packing a big weight takes longer than
+    measuring."""
+    return pack(_data(folder).inputs[spec.source], spec, dtype)
 
 
 @functools.lru_cache(maxsize=1)
