@@ -68,22 +68,23 @@ def show(model: Path | str, *, task: int | None = None, level: str = "tile",
          kernels: Path | str | None = None) -> Showing:
     """The list of a model's tasks, or one of them at a level.
 
-    Args: kernels: a package whose schedules and input shapes are taken.
+    Args: kernels: a package whose schedules, input shapes and target are taken.
     Raises: ModelError, TargetError, PackageError.
     """
     if level not in LEVELS:
         raise ModelError(f"--level {level!r}: the levels are {', '.join(LEVELS)}")
-    device = parse_target(target)
     known = dict(shapes or {})
     chosen: dict[str, Schedule] = {}
     if kernels is not None:
         manifest = read(kernels).data
+        target = manifest["origin"].get("target", target) if target == "auto" else target
         plan = manifest["plan"]
         known = {v["name"]: tuple(v["shape"]) for v in plan["inputs"]} | known if plan else known
         chosen = {
             parse(k["definition"]).key: Schedule.from_json(k["schedule"])
             for k in manifest["kernels"]
         }
+    device = parse_target(target)
     graph = load_model(model, known)
     tasks = partition(graph, device).tasks
     total = sum(t.flops * t.count for t in tasks) or 1
