@@ -16,7 +16,7 @@ from autosched.ir import access as acc
 from autosched.ir.extent import as_extent, ext_add, ext_mul, ext_product
 from autosched.ir.loops import Loop, Nest, nests
 from autosched.ir.node import Node, Program, walk
-from autosched.ir.rules import bind, cascade, inline, join
+from autosched.ir.rules import bind, cascade, inline, join, trim
 from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.scalar import ITEMSIZE
 from autosched.ir.schedule import Knob, Sketch, run_actions
@@ -239,6 +239,11 @@ def _sketch(
     opened = run_actions(staged, tuple(actions[done:]))
     if isinstance(opened, Illegal):
         return None
+    for _, nest in _by_name(opened.body[0]):
+        cut = act("trim", nest=nest.name)
+        shorter = trim.apply(opened, cut)
+        if not isinstance(shorter, Illegal):
+            actions, opened = [*actions, cut], shorter
     constraints |= _scratch_fits(opened, target)
     ordered = tuple(sorted(constraints, key=lambda c: repr(c)))
     return Sketch(name, tuple(actions), tuple(every.values()), ordered)

@@ -52,6 +52,11 @@ CASES: dict[str, Case] = {
     "rfactor": Case(product, (INLINED,), act("rfactor", nest="y", axis="k", lanes=8, unroll=2)),
     "join": Case(lambda: swiglu(4, 8, 12), (INLINED,), act("join", nest="y")),
     "cascade": Case(lambda: attention(1, 2, 4, 3, j=6), (), act("cascade", axis="j", block=2)),
+    "trim": Case(
+        lambda: attention(1, 1, 4, 3),
+        (act("inline", keep=[5, 6, 8, 11]), act("bind", loops=["b:grid", "h:grid", "i:serial"])),
+        act("trim", nest="t0"),
+    ),
     "match_dot": Case(product, (INLINED,), act("match_dot", nest="y")),
     "inline_fold": Case(lambda: delta_algebra(1, 2, 5, 3, 4), (), act("inline", keep=[7])),
 }

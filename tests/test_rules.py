@@ -14,17 +14,36 @@ from autosched.ir.interp import evaluate
 from autosched.ir.node import Node, Output, Program
 from autosched.ir.ops import carry, cast, const, exp, fold, get, input_, iota, log, map_, max_, sum_
 from autosched.ir.rules.action import Action, Illegal, act
+from autosched.ir.rules.inline import candidates
 from autosched.ir.rules.match_dot import as_reduce
 from autosched.ir.schedule import run_actions
 
 INLINED = act("inline", keep=[])
-LANES = act("split", axis="n", size=8, nest="y", tail="exact", into=["n.o", "n.l"])
+ROWS = act("bind", loops=["i:grid"])
 
 
 def scores(fn: Callable[[Node, Node], Node]) -> Program:
     """sum j of fn(s, max j s) times v."""
     s, v = input_("s", {"i": 5, "j": 12}), input_("v", {"j": 12, "e": 3})
     return algebra({"o": ("i", "e")}, o=sum_("j", fn(s, max_("j", s)) * v))
+
+
+def staged(program: Program) -> Action:
+    """Scores, their maximum, exponentials and their sum get buffers."""
+    found = candidates(program)
+    wanted = [n for n in found if (n.op == "map" and n.attr[0] in ("where", "exp"))
+              or (n.op == "reduce" and n.names == ("i",))]  # fmt: skip
+    return act("inline", keep=[found.index(n) for n in wanted])
+
+
+def masked(fill: float, above: int = 0, stored: bool = False) -> Program:
+    """A softmax of masked scores, and its product with v unless it is stored itself."""
+    s, v = input_("s", {"i": 6, "j": 6}), input_("v", {"j": 6, "e": 3})
+    s = map_("where", iota("i", 6) >= iota("j", 6) + above, s, fill)
+    e = exp(s - max_("j", s))
+    if stored:
+        return algebra({"p": ("i", "j")}, p=e / sum_("j", e))
+    return algebra({"o": ("i", "e")}, o=sum_("j", e * v) / sum_("j", e))
 
 
 def varying() -> Program:
@@ -106,6 +125,23 @@ REFUSED: dict[str, tuple[Callable[[], Program], tuple[Action, ...], str]] = {
     "cascade of a logarithm": (
         lambda: scores(lambda s, m: s - m), (act("cascade", axis="j", block=4),),
         "NO_CORRECTION"),
+    "trim of no nest": (lambda: gemm(4, 8, 3), (INLINED, act("trim", nest="z")), "NO_NEST"),
+    "trim of no mask": (lambda: gemm(4, 8, 3), (INLINED, act("trim", nest="y")), "NO_MASK"),
+    "trim under no loop": (
+        lambda: masked(-math.inf), (staged(masked(-math.inf)), act("trim", nest="t0")), "WHOLE"),
+    "trim of a fill that counts": (
+        lambda: masked(0.0), (staged(masked(0.0)), ROWS, act("trim", nest="t0")), "NOT_NEUTRAL"),
+    "trim of a finite fill where rows may be empty": (
+        lambda: masked(-3e38, 1),
+        (staged(masked(-3e38, 1)), ROWS, act("trim", nest="t0")), "NOT_NEUTRAL"),
+    "trim of what is stored": (
+        lambda: masked(-math.inf, 0, True),
+        (staged(masked(-math.inf, 0, True)), ROWS, act("trim", nest="t0")), "STORED"),
+    "trim of a parallel loop": (
+        lambda: masked(-math.inf),
+        (staged(masked(-math.inf)), ROWS, act("bind", nest="t0", loops=["j:grid"]),
+         act("trim", nest="t0")),
+        "NO_LOOP"),
     "no such rule": (lambda: softmax(3, 4), (act("fuse"),), "NO_SUCH_RULE"),
 }  # fmt: skip
 
@@ -200,6 +236,22 @@ def test_values_along_the_axis_stay() -> None:
     want, got = evaluate(program, arrays), evaluate(one_pass(program, "j", 4), arrays)
     for key in want:
         np.testing.assert_allclose(got[key], want[key], rtol=1e-12)
+
+
+@pytest.mark.parametrize("fill", [-math.inf, -3e38])
+def test_trimmed_loops_end_at_the_mask(fill: float) -> None:
+    program = masked(fill)
+    before = run_actions(program, [staged(program), ROWS])
+    assert isinstance(before, Program)
+    after = run_actions(before, [act("trim", nest="t0")])
+    assert isinstance(after, Program)
+    ends = [n.src[1] for n in _nodes(after) if n.op == "forall" and n.attr[0] == "j"]
+    assert ends
+    assert {e.names for e in ends} == {("i",)}, "what is stored along j ends with the row"
+    assert not any(n.op == "reduce" and n.attr[1] == ("j",) for n in _nodes(after))
+    arrays = values(program)
+    want, got = evaluate(program, arrays), evaluate(after, arrays)
+    np.testing.assert_allclose(got["o"], want["o"], rtol=1e-12)
 
 
 def test_dot_accumulates_halves_in_single() -> None:

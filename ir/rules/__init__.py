@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from autosched.ir.node import Program
-from autosched.ir.rules import bind, cascade, inline, join, match_dot, place, rfactor, split
+from autosched.ir.rules import bind, cascade, inline, join, match_dot, place, rfactor, split, trim
 from autosched.ir.rules.action import Action, Illegal
 
 RULES: dict[str, Callable[[Program, Action], Program | Illegal]] = {
@@ -16,5 +16,6 @@ RULES: dict[str, Callable[[Program, Action], Program | Illegal]] = {
     "bind": bind.apply,
     "rfactor": rfactor.apply,
     "place": place.apply,
+    "trim": trim.apply,
     "match_dot": match_dot.apply,
 }
