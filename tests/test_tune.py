@@ -255,6 +255,22 @@ def test_kill_9_loses_nothing_measured(model: Path, tmp_path: Path) -> None:
     check_answers(model, run.out)
 
 
+def test_sigterm_saves_the_best_so_far(model: Path, tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, str(model), str(out), str(tmp_path / "r.sqlite")],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(temporary)},
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "record\n"
+    process.terminate()
+    process.stdout.read()
+    assert process.wait(60) == 0
+    check_answers(model, out)
+    assert not list(temporary.glob("autosched-*")), "folders in use are removed"
+
+
 # -- kernels that misbehave ------------------------------------------------------------------------
 
 

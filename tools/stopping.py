@@ -1,4 +1,4 @@
-"""Ctrl-C and the clock in, one question out: shall the search go on?"""
+"""Ctrl-C, SIGTERM and the clock in, one question out: shall the search go on?"""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Any
 class Stopper:
     """Time left of a budget, and whether the user asked to stop; a context manager.
 
-    Inside, the first Ctrl-C only asks: what is measured is finished, stored and used. The second
-    one interrupts. Where signals can't be handled (not the main thread) Ctrl-C is as always.
+    Inside, the first Ctrl-C or SIGTERM only asks: what is measured is finished, stored and used.
+    The second one interrupts, and folders in use are removed either way. Where signals can't be
+    handled (not the main thread) both are as always.
     """
 
     def __init__(self, budget_s: float | None, begun: float | None = None) -> None:
         """budget_s: from `begun` (time.monotonic) on; None without a limit."""
         self._begun = time.monotonic() if begun is None else begun
         self._budget_s = budget_s
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
         self.asked = False
 
     @property
@@ -37,14 +38,15 @@ class Stopper:
 
     def __enter__(self) -> Stopper:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:

@@ -47,15 +47,17 @@ KEPT_FOR_FINALS = 0.4  # of a budget, at most
 
 
 def tune(
-    model: Path | str, out: Path | str, *, target: str = "auto", budget_s: float = 120.0,
-    trials: int | None = None, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0,
+    model: Path | str, out: Path | str | None = None, *, target: str = "auto",
+    budget_s: float = 120.0, trials: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0,
     store: Path | str | None = None, resume: bool = False, dry_run: bool = False,
     progress: Progress = silent, jobs: Jobs = JOBS, limits: Limits = LIMITS,
 ) -> TuningResult:  # fmt: skip
     """Tunes a model's kernels and writes them to the folder `out`.
 
     Args:
-        model: an ONNX file. out: a new or empty folder.
+        model: an ONNX file. out: a new or empty folder; by default one in the working directory
+            with the model's name and "-tuned".
         target: "auto", "cpu" or "cpu:x86-64-v3"; measured on this machine.
         budget_s: seconds from the call on; the batch that is being measured is finished.
         trials: candidates to measure instead of a time; 0 takes the model's pick of each task.
@@ -70,7 +72,7 @@ def tune(
     """
     stopper = Stopper(None if trials is not None else budget_s)
     chosen = _usable_target(target)
-    folder = check_folder(out)
+    folder = check_folder(Path(f"{Path(model).stem}-tuned") if out is None else out)
     clock = _Clock(progress, stopper)
     given = {name: tuple(shape) for name, shape in (shapes or {}).items()}
     with clock.stage("import", str(model)):
