@@ -19,6 +19,7 @@ from autosched.codegen.tvm import emit
 from autosched.codegen.tvm_index import extents_of
 from autosched.ir.node import Node, Pack, Program
 from autosched.ir.rules.action import Illegal
+from autosched.ir.rules.place import MAX_PACK_GROWTH
 from autosched.ir.schedule import Schedule, replay
 from autosched.ir.target import Target
 
@@ -26,9 +27,6 @@ __all__ = [
     "BuiltKernel", "Lowered", "Request", "apply_pack", "compile_kernel", "compile_kernels",
     "lower", "pack_spec", "signature",
 ]  # fmt: skip
-
-# Packs are filled element by element from an index; more copies than this are a schedule's folly.
-MAX_PACK_GROWTH = 4
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
+from math import prod
 
 from autosched.ir import access as acc
-from autosched.ir.extent import as_extent, ext_add, ext_mul, ext_product
+from autosched.ir.extent import as_extent, ext_add, ext_cdiv, ext_mul, ext_product
 from autosched.ir.loops import Loop, Nest, nests
 from autosched.ir.node import Node, Program, walk
+from autosched.ir.ops import knob
 from autosched.ir.rules import bind, cascade, inline, join, trim
 from autosched.ir.rules.action import Action, Illegal, act
+from autosched.ir.rules.place import MAX_PACK_GROWTH
 from autosched.ir.scalar import ITEMSIZE
 from autosched.ir.schedule import Knob, Sketch, run_actions
 from autosched.ir.target import Target
@@ -172,6 +175,9 @@ def _fused(
         )
         assert not isinstance(trial, Illegal), trial
         blocks = {f"{a}.i": k for a, k in cut.items()}
+        counts = {
+            f"{a}.o": ext_cdiv(_extent(found, a), knob(k.name)) for a, k in cut.items()
+        }
         whole = [a for a in shared if a not in cut]
         for inner in ("serial", "grid"):
             if (inner == "serial" and not whole) or (inner == "grid" and whole and not cut):
@@ -183,10 +189,11 @@ def _fused(
             bound = bind.apply(trial, share)
             if isinstance(bound, Illegal):
                 continue
-            ways = [
-                tiles(nest, Place(tuple(x.axis for x in above), inner, blocks), target)
+            places = [
+                (nest, Place(tuple(x.axis for x in above), inner, blocks, counts=counts))
                 for above, nest in _by_name(bound.body[0])
             ]
+            ways = [tiles(nest, place, target) for nest, place in places]
             for n, combo in enumerate(_combine(ways)):
                 name = f"{prefix}fused.{inner}.{n}"
                 actions = [*head, *splits, share]
@@ -244,7 +251,7 @@ def _sketch(
         shorter = trim.apply(opened, cut)
         if not isinstance(shorter, Illegal):
             actions, opened = [*actions, cut], shorter
-    constraints |= _scratch_fits(opened, target)
+    constraints |= _scratch_fits(opened, target) | _packs_fit(opened)
     ordered = tuple(sorted(constraints, key=lambda c: repr(c)))
     return Sketch(name, tuple(actions), tuple(every.values()), ordered)
 
@@ -256,6 +263,17 @@ def _scratch_fits(program: Program, target: Target) -> set[Node]:
         if node.op == "buffer" and node.attr[3] == "scratch":
             total = ext_add(total, ext_mul(ext_product(node.attr[1]), ITEMSIZE[node.dtype]))
     return {total <= target.l2_bytes} if isinstance(total, Node) else set()
+
+
+def _packs_fit(program: Program) -> set[Node]:
+    """What is packed is not kept more often than it pays."""
+    out = set()
+    for pack in program.packs:
+        source = acc.extents_of(pack.value.src[0])
+        limit = MAX_PACK_GROWTH * max(prod(source), 1)
+        held = ext_product(pack.buffer.attr[1])
+        out |= {held <= limit} if isinstance(held, Node) else set()
+    return out
 
 
 # ---- sizes -------------------------------------------------------------------------------------

@@ -38,12 +38,14 @@ class Tile:
 @dataclass(frozen=True)
 class Place:
     """Where a nest stands: shared loops above it, outermost first; how its own outer loops are
-    bound; and the loops whose length is a knob of the sketch."""
+    bound; the loops whose length is a knob of the sketch, and those over such blocks with how
+    many there are."""
 
     above: tuple[str, ...] = ()
     outer: str = "grid"
     blocks: Mapping[str, Knob] | None = None
     order: str = "columns"
+    counts: Mapping[str, Extent] | None = None
 
     @property
     def inner(self) -> str:
@@ -51,6 +53,11 @@ class Place:
 
     def block(self, axis: str) -> Knob | None:
         return (self.blocks or {}).get(axis)
+
+    def extents(self, nest: Nest) -> dict[str, Extent]:
+        """The length of each of a nest's own loops; those over blocks are as open as these."""
+        open_ = self.counts or {}
+        return {x.axis: open_.get(x.axis, as_extent(x.hi)) for x in nest.loops}
 
 
 def tiles(nest: Nest, place: Place, target: Target) -> list[Tile]:
@@ -83,7 +90,7 @@ def lane_axis(nest: Nest, place: Place, target: Target) -> str | None:
     best, least = None, None
     to = acc.stored(nest)
     for loop in nest.loops:
-        extent = _shortest(loop.axis, as_extent(loop.hi), place)
+        extent = _shortest(loop.axis, place.extents(nest)[loop.axis], place)
         if extent < 2:
             continue
         cost = 0 if to.stride(loop.axis) == 1 else 4
@@ -135,7 +142,7 @@ def _register_tile(
 ) -> Tile:
     """Lanes along `lane`, vectors side by side, rows along the longest other loop."""
     name = nest.name
-    extents = {x.axis: as_extent(x.hi) for x in nest.loops}
+    extents = place.extents(nest)
     lanes = _nest_lanes(nest, lane, extents[lane], place, target)
     others = [x.axis for x in nest.loops if x.axis != lane]
     row = _row_axis(others, extents, [a for _, a in loads])
@@ -211,7 +218,10 @@ def _size_knob(
         whole = (eq(knob(block.name) % knob(name), 0),) if exact else ()
         return _Size(Knob(name, sizes), (knob(name) <= knob(block.name), *whole))
     extent = extents[axis]
-    if exact and isinstance(extent, int):
+    if isinstance(extent, Node):
+        whole = (eq(extent % knob(name), 0),) if exact else ()
+        return _Size(Knob(name, sizes), (knob(name) <= extent, *whole))
+    if exact:
         sizes = tuple(s for s in sizes if extent % s == 0) or (least,)
     return _Size(Knob(name, sizes), ())
 
@@ -276,7 +286,7 @@ def _reduce_tile(nest: Nest, reduced: tuple[str, int], place: Place, target: Tar
     lanes = _lanes(extent, target)
     parts = tuple(p for p in PARTIALS if p * lanes <= extent)
     knobs = [Knob(f"{name}.partials", parts, "vectors")]
-    extents = {x.axis: as_extent(x.hi) for x in nest.loops}
+    extents = place.extents(nest)
     row = _row_axis(list(extents), extents, [])
     actions: list[Action] = []
     constraints: list[Node] = []
@@ -306,7 +316,7 @@ def _map_tile(
     if lane is None:
         return scalar_tile(nest, place)
     name = nest.name
-    extents = {x.axis: as_extent(x.hi) for x in nest.loops}
+    extents = place.extents(nest)
     lanes = _nest_lanes(nest, lane, extents[lane], place, target)
     wanted = tuple(v * lanes for v in (1, 2, 4, 8))
     cols = _size_knob(nest, "cols", lane, wanted, lanes, extents, place)

@@ -21,6 +21,9 @@ from autosched.ir.node import Node, Pack, Program, replace_nodes, walk
 from autosched.ir.ops import buffer, iota, load, store
 from autosched.ir.rules.action import Action, Illegal
 
+# Packs are filled element by element from an index; more copies than this are a schedule's folly.
+MAX_PACK_GROWTH = 4
+
 
 def apply(program: Program, action: Action) -> Program | Illegal:
     name, operand, home = action["nest"], action["operand"], action["home"]
