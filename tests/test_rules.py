@@ -36,10 +36,18 @@ def staged(program: Program) -> Action:
     return act("inline", keep=[found.index(n) for n in wanted])
 
 
-def masked(fill: float, above: int = 0, stored: bool = False) -> Program:
-    """A softmax of masked scores, and its product with v unless it is stored itself."""
+def masked(
+    fill: float, above: int = 0, stored: bool = False, padding: bool = False
+) -> Program:
+    """A softmax of masked scores, and its product with v unless it is stored itself.
+
+    padding: the mask also asks an input.
+    """
     s, v = input_("s", {"i": 6, "j": 6}), input_("v", {"j": 6, "e": 3})
-    s = map_("where", iota("i", 6) >= iota("j", 6) + above, s, fill)
+    test = iota("i", 6) >= iota("j", 6) + above
+    if padding:
+        test = test & input_("kept", {"j": 6}, "bool")
+    s = map_("where", test, s, fill)
     e = exp(s - max_("j", s))
     if stored:
         return algebra({"p": ("i", "j")}, p=e / sum_("j", e))
@@ -134,6 +142,9 @@ REFUSED: dict[str, tuple[Callable[[], Program], tuple[Action, ...], str]] = {
     "trim of a finite fill where rows may be empty": (
         lambda: masked(-3e38, 1),
         (staged(masked(-3e38, 1)), ROWS, act("trim", nest="t0")), "NOT_NEUTRAL"),
+    "trim of a finite fill where data may empty a row": (
+        lambda: masked(-3e38, padding=True),
+        (staged(masked(-3e38, padding=True)), ROWS, act("trim", nest="t0")), "NOT_NEUTRAL"),
     "trim of what is stored": (
         lambda: masked(-math.inf, 0, True),
         (staged(masked(-math.inf, 0, True)), ROWS, act("trim", nest="t0")), "STORED"),

@@ -18,7 +18,7 @@ provably keeps its first entry.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autosched.ir.extent import as_extent, as_node, ext_cdiv, simplify
@@ -116,7 +116,7 @@ def _masked(nest: Nest) -> Iterator[tuple[_Cut, list[_Span]]]:
     for dim, start in enumerate(nest.starts):
         own = {x.axis for x in nest.loops} & set(start.names)
         groups: dict[Node, list[_Span]] = {}
-        body = _deepened(nest.value, tests, start)
+        body = _deepened(nest.value, start)
         for test in tests if own else ():
             limit = _limits(test, start, nest, own)
             value = _simple(body, {test: const(False, "bool")})
@@ -126,16 +126,25 @@ def _masked(nest: Nest) -> Iterator[tuple[_Cut, list[_Span]]]:
             yield _Cut(dim, value), limits
 
 
-def _deepened(value: Node, tests: Iterable[Node], start: Node) -> Node:
+def _deepened(value: Node, start: Node) -> Node:
     """`value` with huge negative fills as -inf, where every row keeps an entry: the first one.
-    Such a fill then is below every score, and its exponential is 0."""
+    Such a fill then is below every score, and its exponential is 0.
+
+    The whole condition of each such fill must hold there: a row that loaded data may mask
+    altogether is uniform by a finite fill, and stays so.
+    """
     first = {start: const(0, "int32")}
-    kept = [simplify(_opaque_starts(replace_nodes(t, first))) for t in tests]
-    if not all(t.op == "const" and t.attr[0] for t in kept):
-        return value
-    fills = {n: const(-math.inf, n.dtype) for n in walk(value)
-             if n.op == "const" and n.dtype in FLOATS and n.attr[0] <= HUGE}  # fmt: skip
+    for node in walk(value):
+        if node.op == "map" and node.attr[0] == "where" and any(map(_is_huge, node.src[1:])):
+            test = simplify(_opaque_starts(replace_nodes(node.src[0], first)))
+            if test.op != "const" or not test.attr[0]:
+                return value
+    fills = {n: const(-math.inf, n.dtype) for n in walk(value) if _is_huge(n)}
     return replace_nodes(value, dict(fills))
+
+
+def _is_huge(node: Node) -> bool:
+    return node.op == "const" and node.dtype in FLOATS and node.attr[0] <= HUGE
 
 
 def _opaque_starts(test: Node) -> Node:
