@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from autosched.ir.extent import simplify
 from autosched.ir.linear import from_poly, poly
-from autosched.ir.node import Node
-from autosched.ir.ops import cast
+from autosched.ir.node import Extent, Node
+from autosched.ir.ops import cast, iota
 
 Env = Mapping[str, Node]  # axis -> the index it is read at
 
@@ -46,6 +46,18 @@ def substitute(node: Node, env: Env) -> Node:
 def reindex(index: Node, env: Env) -> Node:
     """The shortest form of an int32 index whose own axes are read at `env`."""
     return tidy(substitute(index, env))
+
+
+def along(values: tuple[Node, ...], axes: Mapping[str, Extent]) -> tuple[Node, ...]:
+    """The operands of a reduce or scan, the first made to vary, by nothing, along those of the
+    axes that all of them lack: a shorter index may have lost one."""
+    have = {a for v in values for a, _ in v.free}
+    first = values[0]
+    for axis, extent in axes.items():
+        if axis not in have:
+            nothing = cast(iota(axis, extent) * 0, first.dtype)
+            first = Node("map", (first, nothing), ("or" if first.dtype == "bool" else "add",))
+    return (first, *values[1:])
 
 
 def is_identity(value: Node, axis: str, index: Node) -> bool:

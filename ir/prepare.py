@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from autosched.ir.count import volume
-from autosched.ir.index import renaming, substitute, tidy
+from autosched.ir.index import along, renaming, substitute, tidy
 from autosched.ir.node import Node
 from autosched.ir.ops import iota, reaxis, rename
 from autosched.ir.scalar import split_name
@@ -110,6 +110,8 @@ def _rebuilt(node: Node, src: tuple[Node, ...], names: Names) -> Node:
     if node.op == "reduce" and _may_rename(node):
         bound = _bound(node, names)
         attr = (attr[0], tuple(bound[a] for a in attr[1]))
+        sizes = {a: e for s in node.src for a, e in s.free}
+        src = along(src, {bound[a]: sizes[a] for a in node.attr[1]})
     return node if (src, attr) == (node.src, node.attr) else Node(node.op, src, attr)
 
 

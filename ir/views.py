@@ -11,7 +11,16 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
 import networkx as nx
 
-from autosched.ir.index import Env, digits, is_identity, reindex, renaming, substitute, tidy
+from autosched.ir.index import (
+    Env,
+    along,
+    digits,
+    is_identity,
+    reindex,
+    renaming,
+    substitute,
+    tidy,
+)
 from autosched.ir.node import Node, walk
 from autosched.ir.ops import const, get, iota, reaxis
 
@@ -130,7 +139,13 @@ class _Sinker:
         yield
 
     def _loops(self, node: Node, env: Env) -> Rows:
-        return read((yield from self._same(node, {})), env)
+        src = []
+        for source in node.src:
+            src.append((yield source, {}))
+        sizes = {a: e for s in node.src for a, e in s.free}
+        bound = {"reduce": node.attr[1], "scan": (node.attr[1],)}.get(node.op, ())
+        kept = along(tuple(src), {a: sizes[a] for a in bound})
+        return read(Node(node.op, kept, node.attr), env)
 
     def _get(self, node: Node, env: Env) -> Rows:
         return read(get((yield node.src[0], {}), node.attr[0]), env)
