@@ -37,7 +37,7 @@ from autosched.ir.ops import (
 from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.rules.corrections import NoRow, Step, corrected
 
-LONG = 256  # elements of an axis from which one pass may pay
+LONG = 512  # elements of an axis from which one pass may pay
 BLOCKS = (64, 128)
 
 

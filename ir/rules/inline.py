@@ -74,6 +74,10 @@ class _Elements:
             fold = self.owner.get(fold)
         return out
 
+    def is_number(self, node: Node) -> bool:
+        """Whether the node is a map of a step alone, for which no buffer pays."""
+        return node.op == "map" and set(node.names) <= set(self.axes(node, ()))
+
     def __call__(self, node: Node, axes: Axes) -> float:
         return float(prod(self.axes(node, axes).values()))
 
