@@ -330,7 +330,10 @@ def _trimmed(
     registers: Collection[str],
 ) -> dict[Node, Node]:
     """{statement of a nest: its trimmed form}, from what is stored at `first` on."""
-    cuts = {every[first][1].handle: cut}
+    handle = every[first][1].handle
+    if handle.attr[3] != "scratch":
+        raise _Refused("STORED", f"{handle.attr[0]} would lack what is left out")
+    cuts = {handle: cut}
     for _, nest in every[first + 1 :]:
         found = _passes_on(nest, cuts)
         if found is not None:
