@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from autosched.ir.count import volume
 from autosched.ir.index import along, renaming, substitute, tidy
-from autosched.ir.node import Node
+from autosched.ir.node import Extent, Node
 from autosched.ir.ops import iota, reaxis, rename
 from autosched.ir.scalar import split_name
 from autosched.ir.views import operands, walk_values
@@ -110,9 +110,16 @@ def _rebuilt(node: Node, src: tuple[Node, ...], names: Names) -> Node:
     if node.op == "reduce" and _may_rename(node):
         bound = _bound(node, names)
         attr = (attr[0], tuple(bound[a] for a in attr[1]))
-        sizes = {a: e for s in node.src for a, e in s.free}
-        src = along(src, {bound[a]: sizes[a] for a in node.attr[1]})
+        src = along(src, {bound[a]: _size(node, a) for a in node.attr[1]})
+    elif node.op in ("reduce", "scan"):
+        axes = node.attr[1] if node.op == "reduce" else (node.attr[1],)
+        src = along(src, {a: _size(node, a) for a in axes})
     return node if (src, attr) == (node.src, node.attr) else Node(node.op, src, attr)
+
+
+def _size(node: Node, axis: str) -> Extent:
+    """The extent of an axis that a node runs over."""
+    return next(e for s in node.src for a, e in s.free if a == axis)
 
 
 # ---- factors out of sums -----------------------------------------------------------------------
