@@ -108,6 +108,8 @@ def splat(x: Value, lanes: int) -> Expr:
 def ramp(base: Value, lanes: int, stride: Value = 1) -> Expr:
     """base, base + stride, ...; as an index with stride 1 it is one vector access."""
     node = _node(base)
+    if lanes == 1:
+        return node
     return tvm().prim.Ramp(node, _node(stride, node), const(lanes), None)
 
 

@@ -105,7 +105,9 @@ def _rebuilt(node: Node, src: tuple[Node, ...], names: Names) -> Node:
             return src[0]
         env = {a: iota(new, dict(node.free)[a]) for a, new in names.items() if a != new}
         at = {a: tidy(substitute(e, env)) for a, e in zip(node.attr[0], node.src[1:])}
-        return reaxis(src[0], at | {a: e for a, e in env.items() if a in src[0].names})
+        return reaxis(src[0], {a: e for a, e in (env | at).items() if a in src[0].names})
+    if node.op == "take" and node.attr[0] not in src[0].names:
+        return src[0]
     attr = node.attr
     if node.op == "reduce" and _may_rename(node):
         bound = _bound(node, names)

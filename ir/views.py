@@ -167,7 +167,8 @@ class _Sinker:
         at = yield index, env
         if (where := coordinate(at)) is not None:
             return (yield value, {**inner, node.attr[0]: where})
-        return Node("take", ((yield value, inner), at), (axis,))
+        read_from = yield value, inner
+        return Node("take", (read_from, at), (axis,)) if axis in read_from.names else read_from
 
 
 _ROWS: Mapping[str, Callable[[_Sinker, Node, Env], Rows]] = {
@@ -236,7 +237,7 @@ def _renamed(node: Node, src: tuple[Node, ...], name: Rename) -> Node:
         return Node(op, src, (*attr[:2], axes))
     sizes = _axis_sizes(node.src)
     if op == "reaxis":
-        exprs = {name(a, sizes[a]): tidy(e) for a, e in zip(attr[0], src[1:])}
+        exprs = {name(a, sizes[a]): tidy(e) for a, e in zip(attr[0], src[1:]) if a in sizes}
         return read(src[0], exprs)
     if op == "take":
         return Node(op, src, (name(attr[0], sizes[attr[0]]),))
