@@ -5,7 +5,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
-BUDGET := 120s
+BUDGET := 60s
 SHAPE := input_ids=1,128
 # Tests import torch, the version of constraints.txt. Its builds without CUDA are ten times smaller:
 # `make test TORCH_INDEX=URL` takes them from an index that has them.
@@ -23,7 +23,7 @@ demo: $(VENV)/installed
 	$(BIN)/autosched tune $(DEMO)/encoder.onnx -o $(DEMO)/tuned --shape $(SHAPE) \
 		--budget $(BUDGET) --store $(DEMO)/records.sqlite
 	$(BIN)/autosched verify $(DEMO)/encoder.onnx --kernels $(DEMO)/tuned
-	$(BIN)/autosched bench $(DEMO)/encoder.onnx --kernels $(DEMO)/tuned --against onnxruntime
+	$(BIN)/autosched bench $(DEMO)/encoder.onnx --kernels $(DEMO)/tuned --against onnxruntime --rounds 4
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
