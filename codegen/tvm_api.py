@@ -373,6 +373,12 @@ class Block:
         self.parts.append(store(register, 0, value))
         return load(register, 0, register.elems)
 
+    def mask(self, value: Expr) -> Expr:
+        """A vector of bool under a name: kept as bytes, which LLVM folds into the test again."""
+        lanes = with_lanes("uint8", lanes_of(value))
+        kept = self.let(select(value, const(1, lanes), const(0, lanes)), "mask")
+        return logical_not(binary("eq", kept, const(0, lanes)))
+
     def allocate(self, buffer: Buffer) -> Buffer:
         self.parts.append(alloc(buffer))
         return buffer

@@ -31,6 +31,7 @@ from autosched.ir.partition import KernelStep, Partition, partition
 from autosched.ir.target import parse_target
 from autosched.tools.arrays import draw_model_inputs
 from autosched.tools.plan import constants_of, numbers
+from autosched.tools.sides import kept_apart
 from autosched.tools.subgraph import OnnxModel, Part
 
 SAME = 2e-3  # relative difference of two runs of one model, fp32 against float64
@@ -170,7 +171,7 @@ def part_side(model: str, inputs: str) -> Callable[[], object]:
     # The outputs of the first run are the memory of all further ones.
     for output, value in zip(session.get_outputs(), binding.get_outputs(), strict=True):
         binding.bind_ortvalue_output(output.name, value)
-    return lambda: session.run_with_iobinding(binding)
+    return kept_apart(lambda: session.run_with_iobinding(binding))
 
 
 # ---- inside --------------------------------------------------------------------------------------

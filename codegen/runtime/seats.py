@@ -26,13 +26,22 @@ def _current() -> Callable[[], int] | None:
     return function if hasattr(os, "sched_setaffinity") else None
 
 
+def first_core() -> int | None:
+    """The lowest CPU this process may run on, where the system tells."""
+    return min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
 class Seats:
     """The seats of the calling thread and of the workers of its pool."""
 
-    def __init__(self, root: Path = Path("/")) -> None:
-        """Made by the thread that calls kernels, before its pool is first used."""
+    def __init__(self, root: Path = Path("/"), home: int | None = None) -> None:
+        """Made by the thread that calls kernels, before its pool is first used.
+
+        Args: home: a logical CPU; by default where the thread happens to be.
+        """
         self._cpu = _current()
-        self.home = -1 if self._cpu is None else self._cpu()
+        here = -1 if self._cpu is None else self._cpu()
+        self.home = here if home is None or here < 0 else home
         self.others: frozenset[int] = frozenset()
         if self.home >= 0:
             mine = core_of(root, self.home)
