@@ -1,0 +1,48 @@
+"""What the Triton emitter hands to builders, measurers and packages: sources and how to launch.
+
+Plain data, JSON both ways. A module is one Python text with one @triton.jit function per kernel;
+all numbers that a launch needs are here, so that nothing has to run the text to know them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A buffer that a kernel is passed: an input, weight, output, or scratch between kernels.
+
+    extents: row-major, dense. role: "input" | "weight" | "output" | "scratch" | "packed".
+    """
+
+    name: str
+    dtype: str
+    extents: tuple[int, ...]
+    role: str
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch: function of the module, tensors by position, then nothing else.
+
+    programs: size of the one-dimensional grid, with the innermost loop fastest.
+    persistent: the grid is min(programs, multiprocessors * this), 0 for a plain grid.
+    """
+
+    kernel: str
+    tensors: tuple[str, ...]
+    programs: int
+    warps: int
+    stages: int
+    persistent: int = 0
+    descriptors: bool = False  # needs triton.set_allocator before the launch
+
+
+@dataclass(frozen=True)
+class TritonModule:
+    """`source` is the whole text of the module, launches run in order."""
+
+    source: str
+    tensors: tuple[Tensor, ...]
+    launches: tuple[Launch, ...]
