@@ -140,6 +140,7 @@ FUNCTIONS: dict[str, Callable[..., Expr]] = {
     "bitxor": lambda a, b: tir.binary("bit_xor", a, b),
     "bitnot": lambda x: tir.binary("bit_xor", x, _ones(x)),
     "shl": _shift("shl"), "shr": _shift("shr"),
+    "popcount": lambda x: tir.llvm("llvm.ctpop", tir.dtype_of(x), x),
     "floor": lambda x: x, "ceil": lambda x: x, "round": lambda x: x,
     "isnan": lambda x: tir.binary("ne", x, x), "isinf": lambda x: tir.binary("ne", x, x),
 }  # fmt: skip

@@ -42,6 +42,8 @@ class Scalars:
         wide = [x if tir.lanes_of(x) == lanes else tir.splat(x, lanes) for x in operands]
         if name == "cast":
             return _cast(wide[0], dtypes[0], param)
+        if SCALARS[name].result == "bits":
+            return _bits(wide[0], dtypes[0], param)
         kind = dtypes[-1]
         if kind in _HALF and name != "where":
             single = [tir.cast(x, "float32") if d in _HALF else x for x, d in zip(wide, dtypes)]
@@ -93,6 +95,19 @@ def _cast(x: Expr, source: str, target: str) -> Expr:
     if source.startswith(("float", "bfloat")) and target in _NARROW:
         x = tir.cast(x, _NARROW[target])
     return tir.cast(x, target)
+
+
+def _bits(x: Expr, source: str, target: str) -> Expr:
+    """Bits read as another type; TVM computes bfloat16 in float32, whose upper half it is."""
+    if source == "bfloat16":
+        whole = tir.bitcast(tir.cast(x, "float32"), "uint32")
+        upper = tir.cast(tir.binary("shr", whole, _like(whole, 16)), "uint16")
+        return _bits(upper, "uint16", target)
+    if target == "bfloat16":
+        whole = tir.cast(tir.bitcast(x, "uint16"), "uint32")
+        single = tir.bitcast(tir.binary("shl", whole, _like(whole, 16)), "float32")
+        return tir.cast(single, "bfloat16")
+    return x if source == target else tir.bitcast(x, target)
 
 
 def _b(name: str) -> Callable[[Expr, Expr], Expr]:

@@ -15,7 +15,7 @@ import numpy as np
 from autosched.ir.contract import contract
 from autosched.ir.gather import Dim, align, gather, joint, progression
 from autosched.ir.monoid import MONOIDS, dtype_limit
-from autosched.ir.scalar import FLOATS, SCALARS, round_to_grid, split_name
+from autosched.ir.scalar import FLOATS, SCALARS, reinterpret, round_to_grid, split_name
 
 
 class Named(NamedTuple):
@@ -65,14 +65,22 @@ class NumpyArrays:
     # ---- elementwise ----------------------------------------------------------------------
 
     def apply(
-        self, fn: str, dtype: str | None, operands: Sequence[Named], rounding: bool = False
+        self,
+        fn: str,
+        dtype: str | None,
+        operands: Sequence[Named],
+        rounding: bool = False,
+        source: str = "",
     ) -> Named:
-        """The scalar function `fn` with a result of `dtype` (None: as it comes)."""
+        """The scalar function `fn` with a result of `dtype` (None: as it comes); `source` is the
+        type of its last operand, which functions of bits need to know."""
         dims = joint(x.dims for x in operands)
         data = [align(x.data, x.dims, dims) for x in operands]
         name, target = split_name(fn)
-        if name == "cast":
+        if SCALARS[name].result == "param":
             out = self.cast(data[0], target, rounding)
+        elif SCALARS[name].result == "bits":
+            out = reinterpret(data[0], source, target)
         else:
             out = np.asarray(SCALARS[name].numpy(*data))
             out = out if dtype is None else out.astype(self.dtype(dtype), copy=False)

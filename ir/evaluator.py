@@ -214,7 +214,8 @@ class Evaluator:
         return [self.value(n, env).named for n in nodes]
 
     def _map(self, node: Node, env: Env) -> tuple[Any, ...]:
-        return (self.xp.apply(node.attr[0], node.dtype, self._named(node.src, env), self.rounding),)
+        source, operands = node.src[-1].dtype, self._named(node.src, env)
+        return (self.xp.apply(node.attr[0], node.dtype, operands, self.rounding, source),)
 
     def _take(self, node: Node, env: Env) -> tuple[Any, ...]:
         return self._read_at(node.src[0], {node.attr[0]: self.value(node.src[1], env)}, env)

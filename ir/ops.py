@@ -14,10 +14,14 @@ from typing import Any
 
 from autosched.ir.monoid import MONOIDS
 from autosched.ir.node import Axes, Extent, IRError, Node, Operand, Type
-from autosched.ir.scalar import DTYPES, FLOATS, SCALARS, split_name
+from autosched.ir.scalar import DTYPES, FLOATS, ITEMSIZE, SCALARS, split_name
 
 BINDS = ("grid", "persistent", "serial", "unroll", "lane")
 HOMES = ("register", "shared", "scratch", "packed", "output")
+# How a kernel is launched: warps of a program, loads in flight in its loops, 1 where boxes become
+# tensor descriptors, grids that a multiprocessor runs in turn (a persistent kernel).
+KERNEL_FACTS = ("warps", "stages", "descriptors", "persistent")
+PRECISIONS = ("tf32", "tf32x3")  # of a dot's float32 products: 10 bits of mantissa, three such
 Inferred = tuple[tuple[Type, ...], Axes, frozenset[str]]
 
 
@@ -108,8 +112,10 @@ def _infer_map(src: tuple[Node, ...], attr: tuple[Any, ...]) -> Inferred:
         _check(dtypes[0] == "bool", f"where: condition is {dtypes[0]}, wants bool")
         dtypes = dtypes[1:]
     _check(len(set(dtypes)) == 1, f"{fn}: operand types differ: {dtypes}")
-    result = {"same": dtypes[0], "second": dtypes[0], "bool": "bool", "param": param}[spec.result]
+    result = {"same": dtypes[0], "second": dtypes[0], "bool": "bool"}.get(spec.result, param)
     _check(result in DTYPES, f"{fn}: unknown dtype {result!r}")
+    _check(spec.result != "bits" or ITEMSIZE[result] == ITEMSIZE[dtypes[0]],
+           f"{fn}: {dtypes[0]} and {result} differ in width")  # fmt: skip
     return _value(result, join_axes(*(s.axes for s in src)), src)
 
 
@@ -229,6 +235,8 @@ def _infer_forall(src: tuple[Node, ...], attr: tuple[Any, ...]) -> Inferred:
 def _infer_kernel(src: tuple[Node, ...], attr: tuple[Any, ...]) -> Inferred:
     for axis, bind in attr[1] if len(attr) > 1 else ():
         _check(bind in BINDS, f"kernel {attr[0]}: {axis} is bound to {bind!r}")
+    for fact, _ in attr[2] if len(attr) > 2 else ():
+        _check(fact in KERNEL_FACTS, f"kernel {attr[0]}: unknown fact {fact!r}")
     _check(all(not s.types for s in src), "kernel: the body holds statements")
     _check(not _free(src), f"kernel {attr[0]}: unbound axes {_free(src)}")
     return (), (), frozenset()
@@ -251,8 +259,9 @@ def _infer_slice(src: tuple[Node, ...], attr: tuple[Any, ...]) -> Inferred:
 
 
 def _infer_dot(src: tuple[Node, ...], attr: tuple[Any, ...]) -> Inferred:
-    axes, acc = attr
+    axes, acc, *precision = attr
     _check(len(src) == 2, f"dot takes two tiles, got {len(src)}")
+    _check(set(precision) <= set(PRECISIONS), f"dot: precision {precision}")
     joined = join_axes(*(s.axes for s in src))
     for axis in axes:
         _check(all(axis in s.names for s in src), f"dot: {axis!r} is not shared")
@@ -328,6 +337,11 @@ def map_(fn: str, *operands: Operand) -> Node:
 
 def cast(value: Node, dtype: str) -> Node:
     return value if value.dtype == dtype else Node("map", (value,), (f"cast:{dtype}",))
+
+
+def bitcast(value: Node, dtype: str) -> Node:
+    """The bits of `value` read as a type of the same width."""
+    return value if value.dtype == dtype else Node("map", (value,), (f"bitcast:{dtype}",))
 
 
 def where(cond: Node, yes: Operand, no: Operand) -> Node:
@@ -431,9 +445,25 @@ def forall(axis: str, lo: Node | int, hi: Node | int, bind: str, body: Sequence[
     return Node("forall", (*edges, *body), (axis, bind))
 
 
-def kernel(name: str, body: Sequence[Node], binds: Mapping[str, str] | None = None) -> Node:
-    """One launch. `binds` says how reduces and folds inside traverse the axes that they bind."""
-    return Node("kernel", tuple(body), (name, tuple(sorted(binds.items()))) if binds else (name,))
+def kernel(
+    name: str,
+    body: Sequence[Node],
+    binds: Mapping[str, str] | None = None,
+    facts: Mapping[str, Extent] | None = None,
+) -> Node:
+    """One launch. `binds` says how reduces and folds inside traverse the axes that they bind,
+    `facts` how it is launched (see KERNEL_FACTS)."""
+    attr: tuple[Any, ...] = (name,)
+    if binds or facts:
+        attr += (tuple(sorted((binds or {}).items())),)
+    if facts:
+        attr += (tuple(sorted(facts.items())),)
+    return Node("kernel", tuple(body), attr)
+
+
+def kernel_facts(node: Node) -> dict[str, Extent]:
+    """The facts of a kernel by name."""
+    return dict(node.attr[2]) if len(node.attr) > 2 else {}
 
 
 def place(value: Node, home: str, dims: Sequence[str] = ()) -> Node:
@@ -444,8 +474,12 @@ def slice_(value: Node, axis: str, start: Node, new: str, size: Extent) -> Node:
     return Node("slice", (value, start), (axis, new, size))
 
 
-def dot(a: Node, b: Node, axes: str | Sequence[str], acc: str = "float32") -> Node:
-    return Node("dot", (a, b), ((axes,) if isinstance(axes, str) else tuple(axes), acc))
+def dot(
+    a: Node, b: Node, axes: str | Sequence[str], acc: str = "float32", precision: str = ""
+) -> Node:
+    """A contraction; `precision` says how float32 operands are multiplied: exactly, where empty."""
+    names = (axes,) if isinstance(axes, str) else tuple(axes)
+    return Node("dot", (a, b), (names, acc, precision) if precision else (names, acc))
 
 
 def trisolve(matrix: Node, rhs: Node, row: str, col: str) -> Node:

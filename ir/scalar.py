@@ -26,7 +26,8 @@ ITEMSIZE = {
 
 @dataclass(frozen=True)
 class ScalarFn:
-    """arity; result: "same" | "bool" | "second" (type of operand 1) | "param"; cost class."""
+    """arity; result: "same" | "bool" | "second" (type of operand 1) | "param" | "bits" (as
+    "param", and of the operand's width); cost class."""
 
     arity: int
     result: str
@@ -57,6 +58,12 @@ def _truncdiv(a: Any, b: Any) -> Any:
         return np.trunc(a / b)
     down = np.floor_divide(a, b)
     return down + ((np.remainder(a, b) != 0) & ((a < 0) != (b < 0)))
+
+
+def _popcount(x: Any) -> Any:
+    """Set bits, of negative numbers in two's complement."""
+    octets = np.ascontiguousarray(x)[..., None].view(np.uint8)
+    return np.unpackbits(octets, axis=-1).sum(-1).reshape(np.shape(x)).astype(np.asarray(x).dtype)
 
 
 def _fn(arity: int, result: str, cost: str, meaning: Callable[..., Any]) -> ScalarFn:
@@ -119,8 +126,10 @@ SCALARS: dict[str, ScalarFn] = {
     "bitnot": _fn(1, "same", "int", np.invert),
     "shl": _fn(2, "same", "int", np.left_shift),
     "shr": _fn(2, "same", "int", np.right_shift),
+    "popcount": _fn(1, "same", "int", _popcount),
     "where": _fn(3, "second", "arith", np.where),
     "cast": _fn(1, "param", "move", lambda x: x),  # rounding is the interpreter's business
+    "bitcast": _fn(1, "bits", "move", lambda x: x),  # and so are bits: see `reinterpret`
 }
 
 COMMUTATIVE = frozenset(("add", "mul", "max", "min", "and", "or", "xor", "eq", "ne"))
@@ -144,6 +153,38 @@ def round_to_grid(x: Any, dtype: str) -> Any:
     unit = np.maximum(exponent - 1, least) - (bits - 1)
     y = np.ldexp(np.rint(np.ldexp(x, -unit)), unit)
     return np.where(np.abs(y) > greatest, np.copysign(beyond, y), y)
+
+
+def reinterpret(x: Any, source: str, target: str) -> Any:
+    """The array with the bits of its elements, as `source` stores them, read as `target`. Floats
+    come and go in float64, and are first rounded to the grid of `source`."""
+    bits = _to_bits(round_to_grid(x, source), source) if source in FLOATS else x
+    unsigned = np.ascontiguousarray(bits).view(f"uint{8 * ITEMSIZE[source]}")
+    return _from_bits(unsigned, target) if target in FLOATS else unsigned.view(target)
+
+
+def _to_bits(x: Any, dtype: str) -> Any:
+    if dtype not in _GRIDS:
+        with np.errstate(over="ignore"):
+            return x.astype(dtype)
+    if dtype == "bfloat16":
+        return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    table = _from_bits(np.arange(128, dtype=np.uint8), dtype)  # ascending, NaN last
+    return (np.searchsorted(table, np.abs(x)) | np.signbit(x) * 128).astype(np.uint8)
+
+
+def _from_bits(bits: Any, dtype: str) -> Any:
+    if dtype not in _GRIDS:
+        return bits.view(dtype).astype(np.float64)
+    if dtype == "bfloat16":
+        return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    if dtype == "float8_e5m2":  # the upper half of a float16
+        return (bits.astype(np.uint16) << 8).view(np.float16).astype(np.float64)
+    magnitude = (bits & 127).astype(np.int64)
+    exponent, rest = magnitude >> 3, magnitude & 7
+    value = np.ldexp(np.where(exponent, 8.0 + rest, 2.0 * rest), exponent - 10)
+    value = np.where(magnitude == 127, np.nan, value)  # e4m3 has no infinity
+    return np.where(bits > 127, -value, value)
 
 
 def split_name(fn: str) -> tuple[str, str]:

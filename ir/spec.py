@@ -166,7 +166,9 @@ def _scalar_types(view: View) -> Found:
 
 _OPERANDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("and", "or", "xor", "not"), ("bool",)),
-    **dict.fromkeys(("bitand", "bitor", "bitxor", "bitnot", "shl", "shr"), INTS),
+    **dict.fromkeys(("bitand", "bitor", "bitxor", "bitnot", "shl", "shr", "popcount"),
+                    INTS),
+    "bitcast": (*FLOATS, *INTS),
     **dict.fromkeys(("isnan", "isinf", "div"), FLOATS),
     **dict.fromkeys(("add", "sub", "neg", "floordiv", "truncdiv", "mod", "fmod", "pow"),
                     (*FLOATS, *INTS)),

@@ -23,13 +23,13 @@ from autosched.codegen.task_files import TaskData
 from autosched.ir.node import Node, Program
 from autosched.ir.ops import input_, map_
 from autosched.ir.rules.action import act
-from autosched.ir.scalar import INTS, SCALARS, round_to_grid, split_name
+from autosched.ir.scalar import INTS, ITEMSIZE, SCALARS, reinterpret, round_to_grid, split_name
 from autosched.ir.schedule import Schedule
 from autosched.ir.target import host_target
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 TOLERANCE = {"float64": 4e-15, "float32": 5e-6, "float16": 1e-3, "bfloat16": 8e-3}
-BITS = {"bitand", "bitor", "bitxor", "bitnot", "shl", "shr"}
+BITS = {"bitand", "bitor", "bitxor", "bitnot", "shl", "shr", "popcount"}
 LOGIC = {"and", "or", "xor", "not"}
 COMPARE = {"lt", "le", "gt", "ge", "eq", "ne"}
 WHOLE = {"add", "sub", "mul", "floordiv", "truncdiv", "mod", "fmod", "max", "min", "pow", "abs",
@@ -40,11 +40,14 @@ TYPES = (*FLOATS, *INTS, "bool")
 def functions_of(dtype: str) -> list[str]:
     """The functions that take operands of a type, casts to every type among them."""
     casts = [f"cast:{t}" for t in TYPES if t != dtype]
+    if dtype != "bool":
+        same = [t for t in TYPES[:-1] if ITEMSIZE[t] == ITEMSIZE[dtype] and t != dtype]
+        casts += [f"bitcast:{t}" for t in same]
     if dtype == "bool":
         return [*sorted(LOGIC | {"eq", "ne"}), *casts]
     if dtype in INTS:
         return [*sorted((WHOLE | BITS | COMPARE) - ({"neg"} if dtype[0] == "u" else set())), *casts]
-    return [*sorted(set(SCALARS) - BITS - LOGIC - {"where", "cast"}), *casts]
+    return [*sorted(set(SCALARS) - BITS - LOGIC - {"where", "cast", "bitcast"}), *casts]
 
 
 def operands(fn: str, dtype: str) -> tuple[np.ndarray, ...]:
@@ -132,6 +135,8 @@ def meaning(fn: str, columns: list[np.ndarray], dtype: str) -> np.ndarray:
     if dtype in FLOATS:
         columns = [c.astype(np.float64) for c in columns]
     with np.errstate(all="ignore"):
+        if name == "bitcast":
+            return np.asarray(reinterpret(columns[0], dtype, target))
         if name != "cast":
             return np.asarray(SCALARS[name].numpy(*columns))
         (x,) = columns
