@@ -158,15 +158,15 @@ def round_to_grid(x: Any, dtype: str) -> Any:
 def reinterpret(x: Any, source: str, target: str) -> Any:
     """The array with the bits of its elements, as `source` stores them, read as `target`. Floats
     come and go in float64, and are first rounded to the grid of `source`."""
-    bits = _to_bits(round_to_grid(x, source), source) if source in FLOATS else x
-    unsigned = np.ascontiguousarray(bits).view(f"uint{8 * ITEMSIZE[source]}")
-    return _from_bits(unsigned, target) if target in FLOATS else unsigned.view(target)
+    with np.errstate(all="ignore"):
+        bits = _to_bits(round_to_grid(x, source), source) if source in FLOATS else np.asarray(x)
+        unsigned = bits.view(f"uint{8 * ITEMSIZE[source]}")
+        return _from_bits(unsigned, target) if target in FLOATS else unsigned.view(target)
 
 
 def _to_bits(x: Any, dtype: str) -> Any:
     if dtype not in _GRIDS:
-        with np.errstate(over="ignore"):
-            return x.astype(dtype)
+        return np.asarray(x, dtype)
     if dtype == "bfloat16":
         return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
     table = _from_bits(np.arange(128, dtype=np.uint8), dtype)  # ascending, NaN last

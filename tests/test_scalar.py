@@ -21,7 +21,7 @@ def test_bits_of_floats_come_back(dtype: str) -> None:
     bits = np.random.default_rng(3).integers(0, 256, (4096, size), np.uint8)
     bits = bits.view(WHOLE[size])[:, 0] if size > 1 else np.arange(256, dtype=np.uint8)
     value = reinterpret(bits, WHOLE[size], dtype)
-    numbers = ~np.isnan(value)
+    numbers = np.isfinite(value)  # fp8 saturates
     assert numbers.sum() > 200
     assert (reinterpret(value[numbers], dtype, WHOLE[size]) == bits[numbers]).all()
 
