@@ -59,5 +59,6 @@ def distance(got: Array, want: Array) -> float:
     good = np.isfinite(want)
     if not np.array_equal(got[~good], want[~good], equal_nan=True):
         return np.inf
-    gap = float(np.linalg.norm(got[good] - want[good]))
-    return gap / max(float(np.linalg.norm(want[good])), np.finfo(np.float64).tiny) if gap else 0.0
+    got, want = got[good], want[good]
+    gap, size = (float(np.linalg.norm(x)) for x in (got - want, want))
+    return gap / max(size, 1e-300)
