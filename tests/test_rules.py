@@ -127,12 +127,6 @@ REFUSED: dict[str, tuple[Callable[[], Program], tuple[Action, ...], str]] = {
     "cascade of tanh": (
         lambda: scores(lambda s, m: map_("tanh", s - m)), (act("cascade", axis="j", block=4),),
         "NO_CORRECTION"),
-    "cascade by another maximum": (
-        lambda: scores(lambda s, m: exp(s * s - m)), (act("cascade", axis="j", block=4),),
-        "NO_CORRECTION"),
-    "cascade of a logarithm": (
-        lambda: scores(lambda s, m: s - m), (act("cascade", axis="j", block=4),),
-        "NO_CORRECTION"),
     "trim of no nest": (lambda: gemm(4, 8, 3), (INLINED, act("trim", nest="z")), "NO_NEST"),
     "trim of no mask": (lambda: gemm(4, 8, 3), (INLINED, act("trim", nest="y")), "NO_MASK"),
     "trim under no loop": (

@@ -6,7 +6,8 @@
                  yield (m', l * c + sum j.in p, o * c + sum j.in p * v)
              and  o / l  behind it
     args:    axis; block, elements of a block (a number).
-    Illegal: NOT_ALGEBRA, NO_CHAIN (no two reduces over the axis depend on each other), TOO_BIG,
+    Illegal: NOT_ALGEBRA, NO_CHAIN (no two reduces over the axis depend on each other, or read a
+             result along it that both need), TOO_BIG,
              NO_CORRECTION (a dependence that `corrections` has no row for; the reason says which).
 
 Nothing here knows attention: what may stand around the exponential (masks, biases, caps, products
@@ -15,6 +16,7 @@ with values, divisions by other results) follows from which factors depend on ea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from autosched.ir.expand import fresh
@@ -61,7 +63,8 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     axis, block = action["axis"], int(action["block"])
     chain = chained(program, axis)
     if not chain:
-        return Illegal("NO_CHAIN", f"no two reduces over {axis} depend on each other")
+        why = f"no two reduces over {axis} depend on each other or on one result along it"
+        return Illegal("NO_CHAIN", why)
     extent = _extent(chain[0])
     if not isinstance(extent, int) or block > extent:
         return Illegal("TOO_BIG", f"{axis} has {extent} elements, a block {block}")
@@ -77,12 +80,18 @@ def apply(program: Program, action: Action) -> Program | Illegal:
 
 
 def chained(program: Program, axis: str) -> tuple[Node, ...]:
-    """Reduces over `axis` alone that read, or are read by, another one; sources first."""
+    """Reduces over `axis` alone that read another one, are read by one, or read the same result
+    along the axis as another one; sources first."""
     found = [r for r in _reduces(program) if r.attr[1] == (axis,)]
     found = [r for r in found if _extent(r) == _extent(found[0])]
     below = {r: set(walk(*r.src)) for r in found}
-    linked = {r for r in found for s in found if r in below[s] or s in below[r]}
-    return tuple(r for r in found if r in linked)
+    along = {r: {n for n in below[r] if n.op == "reduce" and axis in dict(n.free)}
+             for r in found}  # fmt: skip
+
+    def linked(r: Node, s: Node) -> bool:
+        return r in below[s] or s in below[r] or bool(along[r] & along[s])
+
+    return tuple(r for r in found if any(linked(r, s) for s in found if s is not r))
 
 
 def _reduces(program: Program) -> list[Node]:
@@ -109,12 +118,16 @@ class _Pass:
     new: dict[Node, Node] = field(default_factory=dict)
     steps: dict[Node, Step] = field(default_factory=dict)
     moved: dict[Node, Node] = field(default_factory=dict)
+    named: int = 0
 
     def add(self, node: Node) -> None:
-        """The states of one more reduce."""
+        """The states of one more reduce, and of those that its correction asks for."""
         spec = MONOIDS[node.attr[0]]
         results = [get(node, k) for k in range(len(node.types))]
-        names = [f"{node.attr[0]}{len(self.states) + k}" for k in range(len(results))]
+        if results[0] in self.old:
+            return
+        names = [f"{node.attr[0]}{self.named + k}" for k in range(len(results))]
+        self.named += len(results)
         old = [carry(n, r.dtype, dict(r.axes)) for n, r in zip(names, results)]
         if any(n in self.old for n in walk(*node.src)):
             step = corrected(node, old[0], self)
@@ -136,9 +149,12 @@ class _Pass:
         """{result of a reduce: its value from the last states}."""
         blocks = -(-self.extent // self.block)
         loop = fold(self.outer, [(0, as_node(blocks))], self.states)
+        return self.values({result: get(loop, k) for k, result in enumerate(self.old)})
+
+    def values(self, states: Mapping[Node, Node]) -> dict[Node, Node]:
+        """{result: its value, were the axis to end at these states}."""
         out: dict[Node, Node] = {}
-        for k, result in enumerate(self.old):
-            state = get(loop, k)
+        for result, state in states.items():
             out[result] = self.steps[result].final(state, out) if result in self.steps else state
         return out
 

@@ -1,16 +1,24 @@
 """How a sum over blocks follows when an earlier result that it reads changes: the table of rows.
 
 A row takes a reduce whose body reads results of earlier reduces over the same axis, and says its
-new state, from the old one and from the block, and what the state means in the end. Two rows:
+new state, from the old one and from the block, and what the state means in the end. r stands for
+those results, r' for them behind the block; c and g(r) do not vary along the axis.
 
-shifted  sum j f(j) exp(a[j] - g(m)),  m = max j a[j]:   l' = l * exp(g(m) - g(m')) + block.
-         Facts: while m is -inf, every a so far is, so that the sum is 0: no correction is needed,
-         and both exponentials read 0 (never exp(-inf - -inf)). If m is -inf in the end, the sum is
-         what its definition makes of it: 0 * n, or NaN where g(-inf) is -inf.
-         Divisions and products by earlier results alone stand outside of the sum.
-         A softmax row is NaN everywhere or nowhere, so that  where(isnan(p), 0, p)  in the body,
-         p = exp(a - g(m)) / l  with  l  the sum of that exponential, is a test of l in the end.
-moments  sum j (x[j] - s/n)^2,  s = sum j x[j]:  the update of Chan, Golub and LeVeque (1979).
+moments   sum j (x[j] - s/n)^2,  s = sum j x[j]:  the update of Chan, Golub and LeVeque (1979);
+          and sum j (x[j] - s/n) y[j], whose update has the mean of y, too.
+constant  sum j f(j) g(r), sum j f(j) / g(r):  the factor stands outside of the sum, in the end.
+shifted   sum j f(j) exp(c (a[j] - g(r))):  the state is  S = sum j f(j) exp(c (a[j] - m))  with
+          m = max j a[j], a state of its own where the definition has none:
+          S' = S exp(c (m - m')) + block, and in the end  S exp(c (m - g(r))).
+          Facts: while m is -inf, every a so far is, and all exponentials read exp(c a), never
+          exp(-inf - -inf); for c > 0 they are 0. If m is -inf in the end, the last factor says what
+          the definition makes of it: NaN where g(-inf) is -inf, else 0.
+          A softmax row is NaN everywhere or nowhere, so that  where(isnan(p), 0, p)  in the body,
+          p = exp(a - g(r)) / l  with  l  the sum of that exponential, is a test of l in the end.
+drifting  sum j f(j) (x[j] - g(r)):  D' = D + (g(r) - g(r')) F + block  with  F = sum j f(j), a
+          state of its own. Fact: while F is 0 nothing drifts, whatever g(r) is.
+
+Any product of these factors has a row; a body may have one difference (drifting) at most.
 """
 
 from __future__ import annotations
@@ -21,7 +29,19 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from autosched.ir.node import Node, replace_nodes, walk
-from autosched.ir.ops import cast, const, eq, get, isnan, map_, maximum, where
+from autosched.ir.ops import (
+    abs_,
+    cast,
+    const,
+    eq,
+    iota,
+    isnan,
+    map_,
+    max_,
+    maximum,
+    sum_,
+    where,
+)
 
 Finals = Mapping[Node, Node]
 
@@ -37,6 +57,12 @@ class Block(Protocol):
     extent: int
     old: dict[Node, Node]
     new: dict[Node, Node]
+
+    def add(self, node: Node) -> None:
+        """Another reduce over the axis as a state, unless it is one."""
+
+    def values(self, states: Mapping[Node, Node]) -> dict[Node, Node]:
+        """{result: what it is, were the axis to end at these states}."""
 
     def total(self, body: Node) -> Node:
         """The sum of a body over the block."""
@@ -57,28 +83,48 @@ def corrected(node: Node, old: Node, block: Block) -> Step:
     """The step of a reduce by the first row that fits. Raises: NoRow."""
     if node.attr[0] != "sum":
         raise NoRow(f"a {node.attr[0]} of values that depend on an earlier result")
-    step = _moments(node.src[0], old, block)
-    return step if step is not None else _shifted(node.src[0], old, block)
+    factors = _Factors(block)
+    inside = factors.inside(node.src[0])
+    step = _moments(factors, inside, old) or _product(factors, inside, old)
+    return factors.outside(step)
 
 
-# ---- shifted -----------------------------------------------------------------------------------
+# ---- a body as factors -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Shift:
-    """exp(a - g(m)) for m the maximum of a; fn is exp or exp2."""
+    """exp(scale * (a - level)); fn is exp or exp2; top is the maximum of a."""
 
     fn: str
-    top: Node  # m
-    level: Node  # g(m)
+    top: Node
+    level: Node  # g(r)
+    scale: Node | None  # 1 if None
+
+    def at(self, a: Node, b: Node) -> Node:
+        """exp(scale * (a - b))."""
+        c = self.scale
+        return map_(self.fn, a - b if c is None else a * c - b * c)
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """x - level, the one difference of a body."""
+
+    x: Node
+    level: Node
 
 
 @dataclass
 class _Factors:
-    """A body as a part inside the sum and factors of earlier results outside of it."""
+    """A body as a part inside the sum and the factors beside it.
+
+    The only results in that part are maxima: the references of its exponentials.
+    """
 
     block: Block
     shifts: dict[_Shift, None] = field(default_factory=dict)
+    drifts: list[_Difference] = field(default_factory=list)
     outer: list[tuple[str, Node]] = field(default_factory=list)
     tests: list[Node] = field(default_factory=list)  # NaN there makes the sum 0
 
@@ -97,7 +143,7 @@ class _Factors:
             return const(1.0, node.dtype)
         fn = node.attr[0] if node.op == "map" else node.op
         if fn == "mul":
-            return map_("mul", *(self.inside(s) for s in node.src))
+            return _times(*(self.inside(s) for s in node.src))
         if fn == "neg":
             return map_("neg", self.inside(node.src[0]))
         if fn == "div":
@@ -106,6 +152,8 @@ class _Factors:
             return self._choice(node)
         if fn in ("exp", "exp2"):
             return self._exponential(node)
+        if fn in ("sub", "add"):
+            return self._difference(node)
         raise NoRow(f"{fn} of a value that depends on an earlier result")
 
     def _quotient(self, above: Node, below: Node) -> Node:
@@ -139,114 +187,184 @@ class _Factors:
                 return total
         raise NoRow("a NaN test of what is no row divided by its sum")
 
+    def _difference(self, node: Node) -> Node:
+        """x - g or g - x or x + g as a factor."""
+        fn, (x, level) = node.attr[0], node.src
+        if self.depends(x):
+            x, level = level, x
+        if self.depends(x) or self.varies(level):
+            raise NoRow(f"{fn} of two values that vary with an earlier result")
+        self.drifts.append(_Difference(x, level if fn == "sub" else -level))
+        return const(-1.0 if fn == "sub" and x is not node.src[0] else 1.0, node.dtype)
+
     def _exponential(self, node: Node) -> Node:
-        fn, (arg,) = node.attr[0], node.src
-        level, scale = self._level(arg)
-        a, shift = self._split(arg, scale)
-        tops = [n for n in walk(shift) if n in self.block.old]
-        if len(tops) != 1 or tops[0].op != "reduce" or tops[0].attr[0] != "max":
-            raise NoRow("an exponential shifted by something else than a maximum")
-        if tops[0].src[0] is not level:
-            raise NoRow("an exponential shifted by the maximum of another value")
-        found = _Shift(fn, tops[0], shift)
+        a, level, scale = self._shifted(node.src[0], None)
+        top = max_(self.block.axis, a)
+        self.block.add(top)
+        found = _Shift(node.attr[0], top, level, scale)
         self.shifts[found] = None
-        return map_(fn, a - self._safe(found))
+        return found.at(a, top)
 
-    def _level(self, arg: Node) -> tuple[Node, float]:
-        """(a, c) where arg is (a - g) * c."""
-        scale = 1.0
-        while arg.op == "map" and arg.attr[0] in ("mul", "div"):
+    def _shifted(self, arg: Node, scale: Node | None) -> tuple[Node, Node, Node | None]:
+        """(a, g, c) where arg is c (a - g)."""
+        fn = arg.attr[0] if arg.op == "map" else arg.op
+        if fn in ("mul", "div"):
             x, c = arg.src
-            if x.op == "const" and arg.attr[0] == "mul":
+            if fn == "mul" and not (self.depends(x) and self.varies(x)):
                 x, c = c, x
-            if c.op != "const" or c.attr[0] <= 0:
-                break
-            scale = scale * c.attr[0] if arg.attr[0] == "mul" else scale / c.attr[0]
-            arg = x
-        if arg.op != "map" or arg.attr[0] != "sub" or self.depends(arg.src[0]):
-            raise NoRow("an exponential of something else than a difference")
-        if self.varies(arg.src[1]):
+            if self.depends(c) or not self.varies(x):
+                raise NoRow("an exponential of a product with an earlier result")
+            if self.varies(c):
+                raise NoRow("an exponential of a difference by a factor that varies along the axis")
+            c = c if fn == "mul" else 1.0 / c
+            return self._shifted(x, c if scale is None else scale * c)
+        if fn not in ("sub", "add"):
+            raise NoRow(f"an exponential of {fn} of a value that depends on an earlier result")
+        a, level = arg.src
+        if fn == "add" and self.depends(a):
+            a, level = level, a
+        if self.depends(a):
+            raise NoRow("an exponential of a value less what varies along the axis")
+        if self.varies(level):
             raise NoRow("an exponential shifted by a value that varies along the axis")
-        return arg.src[0], scale
+        return a, level if fn == "sub" else -level, scale
 
-    def _split(self, arg: Node, scale: float) -> tuple[Node, Node]:
-        """(c * a, c * g) where arg is (a - g) * c."""
-        while arg.attr[0] != "sub":
-            arg = next(s for s in arg.src if s.op != "const")
-        a, g = arg.src
-        return (a, g) if scale == 1.0 else (a * scale, g * scale)
+    def outside(self, step: Step) -> Step:
+        """The step with the factors that stand outside of the sum."""
 
-    def _safe(self, shift: _Shift) -> Node:
-        """g(m') where it is finite in m', else 0: exp then reads 0, as every a is -inf."""
-        new = self.block.new
-        dead = eq(new[shift.top], -math.inf)
-        return where(dead, 0.0, replace_nodes(shift.level, dict(new)))
+        def final(state: Node, finals: Finals) -> Node:
+            table = dict(finals)
+            state = step.final(state, finals)
+            for fn, factor in self.outer:
+                state = map_(fn, state, replace_nodes(factor, table))
+            for test in self.tests:
+                state = where(isnan(table[test]), 0.0, state)
+            return state
 
-    def correction(self, shift: _Shift) -> Node:
-        """exp(g(m) - g(m')), and 0 before the first element above -inf."""
-        old = self.block.old
-        before = replace_nodes(shift.level, dict(old))
-        factor = map_(shift.fn, before - self._safe(shift))
-        return where(eq(old[shift.top], -math.inf), 0.0, factor)
+        return Step(step.new, final)
 
 
-def _shifted(body: Node, old: Node, block: Block) -> Step:
-    factors = _Factors(block)
-    inside = factors.inside(body)
-    new = old
-    for shift in factors.shifts:
-        new = new * factors.correction(shift)
-
-    def final(state: Node, finals: Finals) -> Node:
-        table = dict(finals)
-        for shift in factors.shifts:
-            top = table[shift.top]
-            dead = map_(shift.fn, top - replace_nodes(shift.level, table))
-            state = where(eq(top, -math.inf), state + dead, state)
-        for fn, factor in factors.outer:
-            state = map_(fn, state, replace_nodes(factor, table))
-        for test in factors.tests:
-            state = where(isnan(table[test]), 0.0, state)
-        return state
-
-    return Step(new + block.total(inside), final)
+def _times(a: Node, b: Node) -> Node:
+    """a * b; one constant where both are."""
+    if a.op == "const" and b.op == "const":
+        return const(a.attr[0] * b.attr[0], a.dtype)
+    return a * b
 
 
 def _is_zero(node: Node) -> bool:
     return node.op == "const" and node.attr[0] == 0
 
 
+# ---- constant, shifted, drifting ---------------------------------------------------------------
+
+
+def _product(factors: _Factors, inside: Node, old: Node) -> Step:
+    """The step of a sum of f(j) times exponentials times at most one difference."""
+    if len(factors.drifts) > 1:
+        raise NoRow("a product of two differences from earlier results")
+    block, shifts = factors.block, factors.shifts
+    drift = _Drift(factors, inside, factors.drifts[0]) if factors.drifts else None
+    moved = old if drift is None else old + drift.correction
+    for shift in shifts:
+        moved = moved * _correction(shift, block)
+    running = {s.top: _or_zero(block.new[s.top]) for s in shifts}
+    body = replace_nodes(inside, running)
+    body = body if drift is None else body * drift.here
+
+    def final(state: Node, finals: Finals) -> Node:
+        table = dict(finals)
+        state = state if drift is None else drift.final(state, table)
+        for shift in shifts:
+            top = table[shift.top]
+            last = shift.at(top, replace_nodes(shift.level, table))
+            if shift.level is shift.top:  # 1, or NaN where the row is -inf
+                state = where(eq(top, -math.inf), state + last, state)
+            else:
+                state = state * last
+        return state
+
+    return Step(moved + block.total(body), final)
+
+
+def _correction(shift: _Shift, block: Block) -> Node:
+    """exp(c (m - m')); 1 before the first element above -inf, where m reads as 0."""
+    before = block.old[shift.top]
+    factor = shift.at(before, _or_zero(block.new[shift.top]))
+    return where(eq(before, -math.inf), 1.0, factor)
+
+
+class _Drift:
+    """The difference of a body: what it is in the block, and how its reference moves."""
+
+    def __init__(self, factors: _Factors, inside: Node, difference: _Difference) -> None:
+        block, self.level = factors.block, difference.level
+        self.weights = sum_(block.axis, _along(inside, block))  # F
+        block.add(self.weights)
+        before, behind = (
+            _or_zero(replace_nodes(self.level, block.values(states)))
+            for states in (block.old, block.new)
+        )
+        self.correction = (before - behind) * block.old[self.weights]
+        self.here = difference.x - behind
+
+    def final(self, state: Node, table: dict[Node, Node]) -> Node:
+        """What the definition makes of a reference that is no number."""
+        level = replace_nodes(self.level, table)
+        return where(_is_finite(level), state, state - level * table[self.weights])
+
+
+def _along(body: Node, block: Block) -> Node:
+    """The body, made to vary along the axis: a constant counts once for each element."""
+    if block.axis in dict(body.free):
+        return body
+    return body + cast(iota(block.axis, block.extent) * 0, body.dtype)
+
+
+def _is_finite(x: Node) -> Node:
+    return abs_(x) < math.inf
+
+
+def _or_zero(x: Node) -> Node:
+    """A reference, or 0 where it is no number: nothing is then inf - inf."""
+    return where(_is_finite(x), x, 0.0)
+
+
 # ---- moments -----------------------------------------------------------------------------------
 
 
-def _moments(body: Node, old: Node, block: Block) -> Step | None:
-    x, total = _centred(body, block)
-    if x is None or total is None:
+def _moments(factors: _Factors, inside: Node, old: Node) -> Step | None:
+    """The step of a sum of (x - mean of x) y; y is x where the difference is squared."""
+    block, drifts = factors.block, factors.drifts
+    total = None if factors.shifts or not drifts else _total_of(drifts[0], block)
+    if total is None:
         return None
+    x = drifts[0].x
+    if len(drifts) == 1:
+        y, sign = _along(inside, block), 1.0
+    elif drifts == drifts[:1] * 2 and inside.op == "const":
+        y, sign = x, inside.attr[0]
+    else:
+        return None
+    other = sum_(block.axis, y)
+    block.add(other)
     before, here = (cast(n, x.dtype) for n in block.counts())
-    part = block.total(x)
-    centred = x - part / here
-    spread = block.total(centred * centred)
-    delta = part / here - block.old[total] / maximum(before, 1.0)
-    new = old + spread + delta * delta * (before * here / (before + here))
-    return Step(new, lambda state, finals: state)
+    mean_x, mean_y = (block.total(v) / here for v in (x, y))
+    earlier = maximum(before, 1.0)
+    apart_x = mean_x - block.old[total] / earlier
+    apart_y = mean_y - block.old[other] / earlier
+    spread = block.total((x - mean_x) * (y - mean_y))
+    new = spread + apart_x * apart_y * (before * here / (before + here))
+    return Step(old + (new if sign == 1.0 else new * sign), lambda state, finals: state)
 
 
-def _centred(body: Node, block: Block) -> tuple[Node | None, Node | None]:
-    """(x, its sum s) where body is (x - s/n)^2 and n the extent of the axis."""
-    nothing = (None, None)
-    if body.op != "map" or body.attr[0] != "mul" or body.src[0] is not body.src[1]:
-        return nothing
-    difference = body.src[0]
-    if difference.op != "map" or difference.attr[0] != "sub":
-        return nothing
-    x, mean = difference.src
+def _total_of(difference: _Difference, block: Block) -> Node | None:
+    """The sum s of x where a difference is x - s/n and n the extent of the axis."""
+    mean = difference.level
     if mean.op != "map" or mean.attr[0] not in ("mul", "div"):
-        return nothing
+        return None
     total, c = mean.src if mean.src[1].op == "const" else mean.src[::-1]
     if c.op != "const" or total not in block.old or total.op != "reduce":
-        return nothing
+        return None
     n = 1.0 / c.attr[0] if mean.attr[0] == "mul" and c.attr[0] else c.attr[0]
-    is_mean = total.attr[0] == "sum" and get(total).src[0] is x
-    close = math.isclose(n, block.extent, rel_tol=1e-6)
-    return (x, total) if is_mean and close else nothing
+    is_mean = total.attr[0] == "sum" and total.src[0] is difference.x
+    return total if is_mean and math.isclose(n, block.extent, rel_tol=1e-6) else None
