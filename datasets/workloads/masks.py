@@ -38,6 +38,8 @@ class Facts:
     stride: int = 1
     slots: int = 1  # entries of a list of key blocks
     blocks: int = 1  # blocks of variable size
+    docs: int = 1  # documents; read, as density is, by the draws of arrays alone
+    density: float = 0.4  # share of allowed blocks
 
     def doc(self, at: Node) -> Node:
         """The document, counted from 0, of a position."""
@@ -172,24 +174,24 @@ MASKS: dict[str, Mask] = {
 }
 
 
-def allows(mask: str, i: Node, j: Node, tokens: int, **numbers: int) -> Node:
+def allows(mask: str, i: Node, j: Node, tokens: int, **numbers: Any) -> Node:
     """Whether position i sees position j, any int32 values; `numbers` fill `Facts`."""
     return MASKS[mask].predicate(i, j, Facts(tokens, **numbers))
 
 
-def mask_node(mask: str, i: int, j: int, **numbers: int) -> Node:
+def mask_node(mask: str, i: int, j: int, **numbers: Any) -> Node:
     """The predicate over axes "i" of queries and "j" of keys (and "h" where heads differ)."""
     return allows(mask, iota("i", i) + (j - i), iota("j", j), j, **numbers)
 
 
-def masked_in(mask: str, i: int, j: int, arrays: Mapping[str, Any], **numbers: int) -> np.ndarray:
+def masked_in(mask: str, i: int, j: int, arrays: Mapping[str, Any], **numbers: Any) -> np.ndarray:
     """The predicate as an array of bools, [i, j] or [h, i, j]."""
     node = mask_node(mask, i, j, **numbers)
     got = value_of(node, arrays, [a for a in ("h", "i", "j") if a in node.names])
     return np.asarray(np.broadcast_to(got, (*got.shape[:-2], i, j)))
 
 
-def area(mask: str, i: int, j: int, arrays: Mapping[str, Any], **numbers: int) -> float:
+def area(mask: str, i: int, j: int, arrays: Mapping[str, Any], **numbers: Any) -> float:
     """Pairs (query, key) that are let through: of one head, or the mean over heads."""
     rows = min(i, max(1, (1 << 22) // j))
     first = input_("first", {}, "int32")
@@ -231,7 +233,7 @@ def _starts(tokens: int, parts: int) -> np.ndarray:
 
 def _allowed(rng: np.random.Generator, shape: tuple[int, ...], sizes: Sizes) -> np.ndarray:
     """Blocks at random, the diagonal always, so that no row is empty."""
-    return (rng.random(shape) < sizes.get("density", 0.4)) | np.eye(shape[-1], dtype=bool)
+    return (rng.random(shape) < sizes.get("density", Facts.density)) | np.eye(shape[-1], dtype=bool)
 
 
 def _listed(rng: np.random.Generator, shape: tuple[int, ...], sizes: Sizes) -> np.ndarray:
