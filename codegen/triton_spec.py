@@ -6,7 +6,9 @@ all numbers that a launch needs are here, so that nothing has to run the text to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,17 @@ class TritonModule:
     source: str
     tensors: tuple[Tensor, ...]
     launches: tuple[Launch, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; `from_json` reads it back as an equal module."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> TritonModule:
+        tensors = tuple(
+            Tensor(**{**row, "extents": tuple(row["extents"])}) for row in data["tensors"]
+        )
+        launches = tuple(
+            Launch(**{**row, "tensors": tuple(row["tensors"])}) for row in data["launches"]
+        )
+        return TritonModule(data["source"], tensors, launches)

@@ -42,10 +42,13 @@ OWNERS: dict[str, set[str]] = {
     "onnxruntime": {"codegen/runtime/island.py", "tools/peers.py", "tools/sides.py"},
     "torch": {
         "ir/frontend/torch.py", "codegen/runtime/torch_op.py", "tools/export_examples.py",
-        "tools/peers.py",
+        "tools/peers.py", "tools/gpu_peers.py", "codegen/runtime/launch.py", "codegen/cubin.py",
+        "codegen/gpu_check.py", "codegen/gpu_jobs.py", "codegen/gpu_task.py",
+        "codegen/gpu_timing.py", "codegen/torch_arrays.py", "codegen/torch_gather.py",
+        "codegen/torch_types.py",
     },
     "iree": {"ir/mlir.py"},
-    "triton": {"codegen/triton_api.py"},
+    "triton": {"codegen/triton_build.py", "codegen/runtime/launch.py"},
     "ml_dtypes": {"ir/arrays.py", "codegen/runtime/arrays.py", "tools/verify.py"},
 }
 # Heavy or optional: these may be imported where they are needed, inside a function.
