@@ -118,7 +118,13 @@ class _Parser(Reader):
     def _kernel(self) -> Node:
         name = self.name()
         binds = self.several(lambda: (self.name(), self.name())) if self.accept("with") else []
-        return kernel(name, self._block(), dict(binds))
+        facts = self.several(self._fact) if self.accept("on") else []
+        return kernel(name, self._block(), dict(binds), dict(facts))
+
+    def _fact(self) -> tuple[str, Extent]:
+        fact = self.name()
+        self.take("=")
+        return fact, self.extent()
 
     def _forall(self) -> Node:
         axis = self.name()
@@ -309,8 +315,10 @@ class _Parser(Reader):
         return Node("slice", (value, start), (axis, new, size))
 
     def _dot(self) -> Node:
-        acc, axes = long_dtype(self.name()), self.names()
-        return Node("dot", tuple(self.several(self.operand)), (axes, acc))
+        acc = long_dtype(self.name())
+        precision = () if self.peek().text == "[" else (self.name(),)
+        axes = self.names()
+        return Node("dot", tuple(self.several(self.operand)), (axes, acc, *precision))
 
     def _trisolve(self) -> Node:
         axes = self.names()

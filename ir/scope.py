@@ -129,7 +129,8 @@ def _kernel(node: Node) -> Scope:
         for axis in bound_axes(inner):
             if axis in places:
                 places[axis].append(n)
-    return Scope(tuple(sorted((binds[a], tuple(at)) for a, at in places.items())))
+    facts = node.attr[2] if len(node.attr) > 2 else ()
+    return Scope((*facts, *sorted((binds[a], tuple(at)) for a, at in places.items())))
 
 
 def _place(node: Node) -> Scope:
@@ -143,8 +144,8 @@ def _slice(node: Node) -> Scope:
 
 
 def _dot(node: Node) -> Scope:
-    axes, acc = node.attr
-    return Scope((acc, len(axes)), tuple((a, (0, 1)) for a in axes))
+    axes, *types = node.attr
+    return Scope((*types, len(axes)), tuple((a, (0, 1)) for a in axes))
 
 
 def _trisolve(node: Node) -> Scope:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from autosched.ir.node import Program
 from autosched.ir.schedule import Sketch
 from autosched.ir.sketch_cpu import cpu_sketches
+from autosched.ir.sketch_gpu import gpu_sketches
 from autosched.ir.target import Target
 
-GENERATORS = {"cpu": cpu_sketches}
+GENERATORS = {"cpu": cpu_sketches, "gpu": gpu_sketches}
 
 
 def sketches(program: Program, target: Target) -> tuple[Sketch, ...]:

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 KIB, MIB = 1024, 1024 * 1024
@@ -322,6 +322,7 @@ def _cpu(name: str, features: tuple[str, ...] | None, root: Path) -> Target:
 
 _H200 = "NVIDIA H200 datasheet and Hopper tuning guide"
 _A100 = "NVIDIA A100 datasheet and Ampere tuning guide"
+GPU_OPTIONS = ("tf32",)  # asked for by name: float32 products with 10 bits of mantissa
 GPUS: dict[str, Target] = {
     "sm_90": Target(
         name="sm_90", kind="gpu", arch="sm_90", device="NVIDIA H200",
@@ -355,8 +356,8 @@ def host_target(root: Path = Path("/")) -> Target:
 
 
 def parse_target(text: str, root: Path = Path("/")) -> Target:
-    """`auto`, `cpu`, `cpu:x86-64-v3` or `sm_90` as a Target; core counts and caches of a CPU
-    level are this machine's. Raises TargetError, which names what is known."""
+    """`auto`, `cpu`, `cpu:x86-64-v3`, `sm_90` or `sm_90+tf32` as a Target; core counts and caches
+    of a CPU level are this machine's. Raises TargetError, which names what is known."""
     if text in ("auto", "cpu"):
         return host_target(root)
     kind, _, level = text.partition(":")
@@ -364,7 +365,11 @@ def parse_target(text: str, root: Path = Path("/")) -> Target:
         if platform.machine().lower() not in ("x86_64", "amd64"):
             raise TargetError(f"target {text!r}: this machine is {platform.machine()}; use 'cpu'")
         return _cpu(text, X86_LEVELS[level], root)
-    if text in GPUS:
-        return GPUS[text]
+    name, _, option = text.partition("+")
+    if name in GPUS and option in ("", *GPU_OPTIONS):
+        gpu = GPUS[name]
+        extra = (option,) if option else ()
+        return replace(gpu, name=text, features=tuple(sorted((*gpu.features, *extra))))
     known = ["auto", "cpu", *(f"cpu:{name}" for name in X86_LEVELS), *sorted(GPUS)]
+    known += [f"{gpu}+{option}" for gpu in sorted(GPUS) for option in GPU_OPTIONS]
     raise TargetError(f"unknown target {text!r}; known targets: {', '.join(known)}")

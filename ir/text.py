@@ -270,7 +270,9 @@ class _Printer:
         if node.op == "kernel":
             binds = node.attr[1] if len(node.attr) > 1 else ()
             inner = ", ".join(f"{name_text(axis)} {bind}" for axis, bind in binds)
-            tail = f" with {inner}" if inner else ""
+            facts = node.attr[2] if len(node.attr) > 2 else ()
+            sizes = ", ".join(f"{name_text(fact)}={self.extent(e)}" for fact, e in facts)
+            tail = (f" with {inner}" if inner else "") + (f" on {sizes}" if sizes else "")
             self._block(f"kernel {name_text(node.attr[0])}{tail}:", node.src)
         elif node.op == "forall":
             self.values(node.src[:2])
@@ -366,6 +368,8 @@ _FORMS: dict[str, Callable[[_Printer, Node], str]] = {
     "load": _Printer._load,
     "place": lambda p, n: f"place {n.attr[0]} [{p.axes(n.attr[1])}] {p.operand(n.src[0])}",
     "slice": _Printer._slice,
-    "dot": lambda p, n: f"dot {SHORT[n.attr[1]]} [{p.axes(n.attr[0])}] {p.factors(n.src)}",
+    "dot": lambda p, n: (
+        f"dot {' '.join((SHORT[n.attr[1]], *n.attr[2:]))} [{p.axes(n.attr[0])}] {p.factors(n.src)}"
+    ),
     "trisolve": lambda p, n: f"trisolve [{p.axes(n.attr)}] {p.factors(n.src)}",
 }

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from autosched.ir.node import Program
-from autosched.ir.scalar import FLOATS
+from autosched.ir.scalar import FLOATS, round_to_grid
 
 Sizes = Mapping[str, Any]
 # Draws one input: (generator, shape, the workload's sizes) to an array of float64 or integers.
@@ -43,7 +43,7 @@ class Workload:
 
     def program(self, shape: str | None = None, **changes: Any) -> Program:
         """The algebra at a named shape, or at the small sizes; `changes` to single sizes."""
-        return self.define(**self.sizes(shape), **changes)
+        return self.define(**{**self.sizes(shape), **changes})
 
     def sizes(self, shape: str | None = None) -> dict[str, Any]:
         return dict(self.small if shape is None else self.shapes[shape])
@@ -71,8 +71,6 @@ class Workload:
 
 def on_grid(array: np.ndarray, dtype: str) -> np.ndarray:
     """Floats as float64 rounded to `dtype`; integers and flags in their own type."""
-    from autosched.ir.scalar import round_to_grid
-
     if dtype not in FLOATS:
         return array.astype("bool" if dtype == "bool" else dtype)
     return array.astype(np.float64) if dtype == "float64" else round_to_grid(

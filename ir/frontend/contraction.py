@@ -7,14 +7,7 @@ from collections.abc import Hashable, Sequence
 from autosched.ir.frontend.call import Call, Row, Unsupported, wide
 from autosched.ir.frontend.elementwise import joined
 from autosched.ir.frontend.reduction import sum_over
-from autosched.ir.frontend.tensor import (
-    Names,
-    Tensor,
-    Term,
-    narrow,
-    reshape,
-    unify,
-)  # fmt: skip
+from autosched.ir.frontend.tensor import Names, Tensor, Term, unify
 from autosched.ir.node import Node
 from autosched.ir.ops import cast
 
@@ -105,43 +98,8 @@ def _labels(part: str, rank: int, dots: Sequence[Hashable]) -> list[Hashable]:
     return [*before, *dots[len(dots) - count :], *after]
 
 
-def _conv(call: Call) -> Tensor:
-    """Convolutions whose patches do not overlap: each output reads input of its own."""
-    x, w = call.x(0), call.x(1)
-    spatial = x.rank - 2
-    kernel = list(w.shape[2:])
-    strides = list(call.attr("strides", [1] * spatial))
-    pad = call.attr("auto_pad", "NOTSET")
-    pads = list(call.attr("pads", [0] * 2 * spatial))
-    if strides != kernel or any(d != 1 for d in call.attr("dilations", [1])) or any(pads):
-        raise Unsupported("its patches overlap or are padded")
-    if pad not in ("NOTSET", "VALID"):
-        raise Unsupported("with automatic padding")
-    for n, size in enumerate(kernel):
-        at, count = 2 + 2 * n, x.shape[2 + 2 * n] // size
-        x = narrow(call.names, x, at, 0, count * size)
-        cut = (*x.shape[:at], count, size, *x.shape[at + 1 :])
-        x = reshape(call.names, x, cut)
-    groups = call.attr("group", 1)
-    x = reshape(call.names, x, (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:]))
-    w = reshape(call.names, w, (groups, w.shape[0] // groups, *w.shape[1:]))
-    out, inner = [("o", n) for n in range(spatial)], [("i", n) for n in range(spatial)]
-    patches: list[Hashable] = ["b", "g", "c"]
-    for o, i in zip(out, inner):
-        patches += [o, i]
-    y = contract(call.names, ["b", "g", "m", *out], (x, patches), (w, ["g", "m", "c", *inner]))
-    y = Tensor(y.node, (y.dims[0], y.dims[1] + y.dims[2], *y.dims[3:]))
-    if call.has(2):
-        bias = call.x(2)
-        tail: tuple[()] = ()
-        bias = Tensor(bias.node, (*bias.dims, *(tail,) * spatial))
-        y = joined(call, lambda v, c: v + cast(c, v.dtype), y, bias)
-    return _rounded(y, call.x(0).dtype)
-
-
 ROWS: tuple[Row, ...] = (
     Row("MatMul", (13,), _matmul),
     Row("Gemm", (13,), _gemm),
     Row("Einsum", (12, 28), _einsum),
-    Row("Conv", (11, 22), _conv),
 )

@@ -101,9 +101,9 @@ def _identity(call: Call) -> Tensor:
 
 
 def _dropout(call: Call) -> tuple[Result, ...]:
-    training = call.known(2)
-    if call.has(2) and (training is None or bool(training)):
-        raise Unsupported("in training mode")
+    training, ratio = call.known(2), call.known(1)
+    if call.has(2) and (training is None or bool(training)) and (ratio is None or ratio != 0):
+        raise Unsupported("draws random numbers")
     x = call.x()
     return x, Tensor(const(True, "bool"), x.dims)
 

@@ -226,16 +226,26 @@ def _lp_norm(call: Call) -> Tensor:
     return x.with_node(cast(where(map_("eq", norm, zero), zero, node / norm), x.dtype))
 
 
-def _batch_norm(call: Call) -> Tensor:
-    if call.attr("training_mode", 0) or call.n_outputs > 1:
-        raise Unsupported("in training mode")
-    x = call.x()
-    nodes = [wide(x.node)]
+def _batch_norm(call: Call) -> tuple[Result, ...]:
+    """By running statistics; in training mode by those of the batch, which then move them."""
+    x, training = call.x(), call.attr("training_mode", 0)
+    if call.n_outputs > 1 and not training:
+        raise Unsupported("with statistics as results")
     vectors = [Tensor(t.node, (*t.dims, *((),) * (x.rank - 2))) for t in map(call.x, range(1, 5))]
     nodes, dims = broadcast(call.names, x, *vectors)
-    value, scale, bias, mean, var = map(wide, nodes)
-    out = (value - mean) * (scale / sqrt(var + call.attr("epsilon", 1e-5))) + bias
-    return Tensor(cast(out, x.dtype), dims)
+    value, scale, bias, old_mean, old_var = map(wide, nodes)
+    mean, var = old_mean, old_var
+    if training:
+        axes = axes_of((dims[0], *dims[2:]))
+        mean = mean_over(value, axes)
+        var = mean_over((value - mean) * (value - mean), axes)
+    y = (value - mean) * (scale / sqrt(var + call.attr("epsilon", 1e-5))) + bias
+    keep = call.attr("momentum", 0.9)
+    moved = [
+        Tensor(cast(old * keep + new * (1 - keep), call.x(n).dtype), dims[1:2])
+        for n, old, new in ((3, old_mean, mean), (4, old_var, var))
+    ]
+    return Tensor(cast(y, x.dtype), dims), *moved
 
 
 def _global_pool(monoid: str) -> Callable[[Call], Tensor]:

@@ -9,6 +9,7 @@ from autosched.ir.frontend import (
     gather,
     movement,
     reduction,
+    window,
 )
 from autosched.ir.frontend.call import Row
 
@@ -16,6 +17,6 @@ OPSETS = range(13, 29)  # versions of the default operator set that the rows wer
 
 TABLE: dict[str, Row] = {
     row.op: row
-    for module in (elementwise, reduction, contraction, movement, gather, attention)
+    for module in (elementwise, reduction, contraction, movement, gather, attention, window)
     for row in module.ROWS
 }

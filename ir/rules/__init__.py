@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from autosched.ir.node import Program
-from autosched.ir.rules import bind, cascade, inline, join, match_dot, place, rfactor, split, trim
+from autosched.ir.rules import (
+    bind,
+    cascade,
+    inline,
+    join,
+    match_dot,
+    place,
+    rfactor,
+    split,
+    tile,
+    trim,
+)
 from autosched.ir.rules.action import Action, Illegal
 
 RULES: dict[str, Callable[[Program, Action], Program | Illegal]] = {
@@ -18,4 +29,5 @@ RULES: dict[str, Callable[[Program, Action], Program | Illegal]] = {
     "place": place.apply,
     "trim": trim.apply,
     "match_dot": match_dot.apply,
+    "tile": tile.apply,
 }

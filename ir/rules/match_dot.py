@@ -67,7 +67,7 @@ def as_reduce(root: Node) -> Node:
     def fix(node: Node) -> Node:
         if node.op != "dot":
             return node
-        axes, acc = node.attr
+        axes, acc = node.attr[:2]
         a, b = (cast(s, acc) for s in node.src)
         return sum_(axes, a * b)
 

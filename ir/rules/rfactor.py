@@ -57,7 +57,7 @@ def _with_binds(kernel: Node, binds: list[tuple[str, str]]) -> Node:
     """The kernel with the traversal of axes that no forall binds written into it."""
     name, *old = kernel.attr
     table = {**dict(old[0] if old else ()), **dict(binds)}
-    return Node("kernel", kernel.src, (name, tuple(sorted(table.items()))))
+    return Node("kernel", kernel.src, (name, tuple(sorted(table.items())), *old[1:]))
 
 
 def _partials(

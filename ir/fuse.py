@@ -1,0 +1,90 @@
+"""Values in, the same values out with loops that run side by side made one.
+
+    a = fold k from 0: a + f(x[k]);  b = fold k from 0: b + g(x[k])
+    ->  (a, b) = fold k from (0, 0): (a + f(x[k]), b + g(x[k]))
+
+Two folds join where they run over the same interval of the same axis, neither needs the other's
+result, and both stand in the same place: the joint loop reads what they share once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autosched.ir.node import Node, replace_nodes, walk
+from autosched.ir.ops import carry, get
+
+
+def merged_folds(values: Sequence[Node]) -> list[Node]:
+    """The values with every group of folds that can run side by side as one fold."""
+    out = list(values)
+    while True:
+        group = _group(out)
+        if not group:
+            return out
+        table = _joined(group)
+        out = [replace_nodes(v, table) for v in out]
+
+
+def _group(values: Sequence[Node]) -> list[Node]:
+    """Folds with one header that are independent of each other, or none."""
+    folds = [n for n in walk(*values) if n.op == "fold"]
+    below = {f: set(walk(*f.src)) for f in folds}
+    inside = {f: {g for g in folds if g is not f and g in below[f]} for f in folds}
+    for k, first in enumerate(folds):
+        same = [first]
+        for other in folds[k + 1 :]:
+            if _header(other) != _header(first) or other.carries != first.carries:
+                continue
+            if any(other in inside[f] or f in inside[other] for f in same):
+                continue
+            same.append(other)
+        if len(same) > 1:
+            return same
+    return []
+
+
+def _header(fold: Node) -> tuple[object, ...]:
+    axis, _, n_intervals, _ = fold.attr
+    return (axis, n_intervals, fold.src[: 2 * n_intervals])
+
+
+def _joined(group: Sequence[Node]) -> dict[Node, Node]:
+    """{result of a fold: the same result of the one loop}."""
+    axis, _, n_intervals, _ = group[0].attr
+    bounds = group[0].src[: 2 * n_intervals]
+    names: list[str] = []
+    parts: tuple[list[Node], list[Node], list[Node]] = ([], [], [])
+    where: dict[Node, list[tuple[str, int]]] = {}
+    for fold in group:
+        mine, n = fold.attr[1], len(fold.attr[1])
+        rest = fold.src[2 * n_intervals :]
+        renamed = {m: _new_name(m, names) for m in mine}
+        table = {
+            c: carry(renamed[c.attr[0]], c.dtype, dict(c.axes))
+            for c in walk(*rest[n:])
+            if c.op == "carry" and c.attr[0] in renamed and renamed[c.attr[0]] != c.attr[0]
+        }
+        body = [replace_nodes(s, table) if table else s for s in rest[n:]]
+        where[fold] = [("state", len(names) + k) for k in range(n)]
+        where[fold] += [("out", len(parts[2]) + k) for k in range(len(body) - n)]
+        names += renamed.values()
+        parts[0].extend(rest[:n])
+        parts[1].extend(body[:n])
+        parts[2].extend(body[n:])
+    attr = (axis, tuple(names), n_intervals, len(parts[2]))
+    joint = Node("fold", (*bounds, *parts[0], *parts[1], *parts[2]), attr)
+    out: dict[Node, Node] = {}
+    for fold, places in where.items():
+        for k, (kind, at) in enumerate(places):
+            index = at if kind == "state" else len(names) + at
+            out[get(fold, k)] = get(joint, index)
+    return out
+
+
+def _new_name(name: str, taken: Sequence[str]) -> str:
+    n, found = 1, name
+    while found in taken:
+        n += 1
+        found = f"{name}{n}"
+    return found
