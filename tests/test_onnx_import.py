@@ -131,6 +131,17 @@ def test_grouped_and_plain_patch_convolutions() -> None:
     same(model, rtol=1e-4, x=numbers(2, 4, 7, 6, seed=3))
 
 
+def test_windows_that_overlap_leave_gaps_and_reach_into_padding() -> None:
+    model = parsed("""agraph (float[2, 4, 9, 7] x) => (y, z, m, a)
+        {y = Conv<strides = [2, 1], dilations = [1, 2], pads = [1, 0, 2, 3], group = 2>(x, w, b)
+         z = Conv<auto_pad = "SAME_UPPER", strides = [3, 2]>(x, v)
+         m = MaxPool<kernel_shape = [3, 2], strides = [2, 2], ceil_mode = 1>(x)
+         a = AveragePool<kernel_shape = [3, 3], pads = [1, 1, 0, 2], strides = [2, 3]>(x)}""")
+    weights = {"w": numbers(6, 2, 3, 2), "b": numbers(6, seed=1), "v": numbers(5, 4, 4, 3, seed=2)}
+    assert not imported(with_weights(model, **weights)).islands
+    same(model, rtol=1e-4, x=numbers(2, 4, 9, 7, seed=3))
+
+
 @pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "wrap"])
 def test_pads(mode: str) -> None:
     same(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.defs
+import onnx.version_converter
 
 from autosched.ir.frontend.call import DTYPES_BY_NUMBER, HALVES
 from autosched.ir.frontend.onnx import import_model
@@ -107,16 +108,17 @@ def _array(value: Any) -> np.ndarray:
 
 
 def modern(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model under an opset that we take, where its operators mean the same there."""
+    """The model under an opset that we take: as it is, where its operators mean the same there,
+    else converted as the importer advises."""
     model = onnx.ModelProto.FromString(model.SerializeToString())
-    for opset in model.opset_import:
-        if (
-            opset.domain == ""
-            and opset.version < OPSETS[0]
-            and all(_since(n, opset.version) == _since(n, OPSETS[0]) for n in model.graph.node)
-        ):
-            opset.version = OPSETS[0]
-    return model
+    (default,) = (o for o in model.opset_import if o.domain == "")
+    if default.version >= OPSETS[0]:
+        return model
+    known = [n for n in model.graph.node if not n.domain]
+    if all(_since(n, default.version) == _since(n, OPSETS[0]) for n in known):
+        default.version = OPSETS[0]
+        return model
+    return onnx.version_converter.convert_version(model, OPSETS[0])
 
 
 def _since(node: onnx.NodeProto, version: int) -> int:
