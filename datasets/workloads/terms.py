@@ -137,6 +137,11 @@ def argmin(axis: str, x: Node) -> Node:
     return get(reduce_("argmin", axis, x, iota(axis, x.extent(axis))), 1)
 
 
+def spread(x: Node, axis: str, extent: int) -> Node:
+    """x at every place of an axis that it does not have."""
+    return where(iota(axis, extent) >= 0, x, 0.0)
+
+
 def flip(x: Node, axis: str) -> Node:
     last = int(x.extent(axis)) - 1
     return reaxis(x, {axis: last - iota(axis, last + 1)})
