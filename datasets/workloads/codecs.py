@@ -232,8 +232,6 @@ GROUP = Scale("group", 128)
 ROW = Scale("row", place="after")
 PER_GROUP = Scale("group", 128, place="group")
 
-
-
 CODECS: dict[str, Codec] = {
     # Integers of all sorts.
     "u2": Codec(whole(2, 0), "uint8", scale=Scale("group", 32)),
@@ -274,9 +272,14 @@ CODECS: dict[str, Codec] = {
 # ---- dynamic quantisation ----------------------------------------------------------------------
 
 
+def encoded(codec: Codec, x: Node, rounded: Code = half_even) -> Node:
+    """The int32 code of each x, which is scaled already."""
+    return codec.format.encode(x, rounded)
+
+
 def quantised(codec: Codec, x: Node, rounded: Code = half_even) -> Node:
-    """The value of the code of each x, which is scaled already."""
-    return codec.format.decode(codec.format.encode(x, rounded))
+    """The value of the code of each x."""
+    return codec.format.decode(encoded(codec, x, rounded))
 
 
 def largest(x: Node, axes: str) -> Node:

@@ -95,7 +95,7 @@ def powers(bits: int = 8) -> np.ndarray:
 def nearest(x: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The code of the nearest finite value, ties to the even code; what lies beyond saturates."""
     known = np.flatnonzero(np.isfinite(values))
-    order = known[np.lexsort((known, values[known]))]
+    order = known[np.lexsort((~np.signbit(values[known]), values[known]))]  # -0 before 0
     grid = values[order]
     at = np.clip(np.searchsorted(grid, x), 1, len(grid) - 1)
     below, above = x - grid[at - 1], grid[at] - x
