@@ -7,27 +7,25 @@ block of those axes, whether a block's values fit the cache, whether cores stay 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
 
 from autosched.ir.count import factors, nbytes
-from autosched.ir.node import Node
+from autosched.ir.gains import (
+    common_axes,
+    common_volume,
+    keeps_cores_busy,
+    reread_us,
+    saved_us,
+    scratch_bytes,
+)
 from autosched.ir.stages import Stage, same_axes
 from autosched.ir.target import Target
 from autosched.ir.views import walk_values
 
-# Time to start a parallel region and wait for its end (an estimate for a few cores).
-LAUNCH_US = 5.0
-BLOCK_ROWS = 64  # rows of the common axes that share one pass over the other operands
-SCRATCH_ROWS = 16  # rows of a block whose intermediate values must fit the L2 cache
-SMALL_WORK = 65536.0  # weighted operations below which one core is as good as all
-# Bandwidth of each cache, in multiples of the memory's: estimates for server cores.
-L2_SPEED, L3_SPEED = 12.0, 4.0
 MIN_GAIN_US = 1.0  # a chain of contractions must win more than this
-SIMPLE_SHARE = 0.25  # share of the peak rate that maps reach
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Options:
     chains_of_weights: contractions with constant operands join chains, too. Those operands are
         packed once for a tile of their own, so that a chain takes more from them.
     maps_into_consumers: a map that one contraction reads, with no part twice, joins it.
-    max_contractions: how many contractions, one after the other, a group may hold.
+    max_contractions: how many contractions a group may hold, one after the other.
     """
 
     siblings: bool = True
@@ -48,124 +46,6 @@ class Options:
     rows_after_contraction: bool = False
     max_contractions: int = 2
     max_siblings: int = 4
-
-
-# ---- axes that stages have in common -----------------------------------------------------------
-
-AxisOf = Mapping[int, str]  # stage -> its name of a common axis
-
-
-def common_axes(members: Sequence[Stage]) -> tuple[AxisOf, ...]:
-    """The axes that every member has, and reads from the other members at its own coordinate."""
-    inside = {s.index: s for s in members}
-    same = nx.Graph()
-    links: list[tuple[Stage, Stage, dict[str, str]]] = []
-    for stage in members:
-        same.add_nodes_from((stage.index, axis) for axis, _ in stage.node.free)
-        for handle, producer in stage.sources.items():
-            if producer in inside:
-                names = same_axes(stage, handle)
-                links.append((inside[producer], stage, names))
-                same.add_edges_from(((producer, a), (stage.index, b)) for a, b in names.items())
-    out = []
-    for found in nx.connected_components(same):
-        names_of = dict(found)
-        if len(found) != len(members) or len(names_of) != len(members):
-            continue
-        if all(names.get(names_of[p.index]) == names_of[c.index] for p, c, names in links):
-            out.append(names_of)
-    order = {axis: n for n, axis in enumerate(members[-1].dims)}
-    return tuple(sorted(out, key=lambda names: order[names[members[-1].index]]))
-
-
-def _volume(stage: Stage, axes: Iterable[str]) -> int:
-    sizes = dict(stage.node.free)
-    return math.prod(int(str(sizes[a])) for a in axes)
-
-
-def common_volume(members: Sequence[Stage], common: Sequence[AxisOf]) -> int:
-    last = members[-1]
-    return _volume(last, (names[last.index] for names in common))
-
-
-def keeps_cores_busy(members: Sequence[Stage], common: Sequence[AxisOf], target: Target) -> bool:
-    """Whether the common axes give every core some blocks, or the work is too small to share."""
-    if sum(s.cost for s in members) <= SMALL_WORK:
-        return True
-    return common_volume(members, common) >= 4 * target.cores
-
-
-def scratch_bytes(members: Sequence[Stage], common: Sequence[AxisOf]) -> float:
-    """Bytes of the values that members pass to each other, for one block of rows."""
-    inside = {s.index: s for s in members}
-    used = {p for s in members for p in s.sources.values() if p in inside}
-    points = common_volume(members, common)
-    total = sum(nbytes(inside[p].node) for p in used)
-    return total / points * min(SCRATCH_ROWS, points)
-
-
-# ---- what is saved and what is paid ------------------------------------------------------------
-
-
-def move_us(size: float, working_set: float, target: Target) -> float:
-    """Microseconds to move `size` bytes where `working_set` bytes per core live."""
-    if working_set <= target.l1_bytes / 2:
-        return 0.0
-    if working_set <= target.l2_bytes:
-        speed = L2_SPEED
-    else:
-        speed = L3_SPEED if working_set <= target.l3_bytes / target.cores else 1.0
-    return size / (target.dram_gbs * speed * 1e3)
-
-
-def saved_us(
-    members: Sequence[Stage], group_of: Mapping[int, int], outside: set[int], target: Target
-) -> float:
-    """Microseconds less for values that need not be stored, or not be read again.
-
-    `outside`: the stages whose value others need too. Kernels that need not be started count
-    where more bytes vanish than are stored: else a chain only takes freedom from its parts.
-    """
-    inside = {s.index: s for s in members}
-    crossing: dict[int, set[int]] = {}
-    for stage in members:
-        for producer in stage.sources.values():
-            if producer in inside and group_of[producer] != group_of[stage.index]:
-                crossing.setdefault(producer, set()).add(group_of[stage.index])
-    vanish = sum(nbytes(s.node) for s in members if s.index not in outside)
-    stored = sum(nbytes(s.node) for s in members if s.index in outside)
-    launches = len({group_of[i] for i in inside}) - 1
-    total = launches * LAUNCH_US if vanish > stored else 0.0
-    for producer, readers in crossing.items():
-        size = nbytes(inside[producer].node)
-        passes = len(readers) + (producer not in outside)
-        # At least the second level: another core may have written what one reads.
-        level = max(size / target.cores, target.l1_bytes)
-        total += move_us(passes * size, level, target)
-    return total
-
-
-def reread_us(members: Sequence[Stage], common: Sequence[AxisOf], target: Target) -> float:
-    """Microseconds more for operands of contractions that are read again for every block of the
-    common axes that they do not have."""
-    points = common_volume(members, common)
-    rows = max(1, min(BLOCK_ROWS, points // (4 * target.cores)))
-    inside = {s.index for s in members}
-    total = 0.0
-    for stage in members:
-        if not stage.is_contraction:
-            continue
-        here = [names[stage.index] for names in common]
-        for handle, reads in stage.reads.items():
-            if stage.sources.get(handle) in inside:
-                continue
-            touched = {a for env in reads for e in env.values() for a in e.names}
-            lacking = _volume(stage, (a for a in here if a not in touched))
-            has = _volume(stage, (a for a in here if a in touched))
-            again = max(0.0, lacking / rows - 1)
-            size = nbytes(handle)
-            total += move_us(size * again, size / max(1, min(has, size)), target)
-    return total
 
 
 # ---- groups ------------------------------------------------------------------------------------
@@ -240,6 +120,13 @@ class Groups:
     def contractions(self, groups: Iterable[int]) -> int:
         return sum(s.is_contraction for s in self.union(groups))
 
+    def depth(self, members: Sequence[Stage]) -> int:
+        """How many contractions of the members follow one another at most."""
+        deep: dict[int, int] = {}
+        for s in members:
+            deep[s.index] = depth_of(s, deep)
+        return max(deep.values(), default=0)
+
     def fits(self, members: Sequence[Stage]) -> bool:
         """Whether the members can run block by block over axes that they have in common."""
         if any(s.is_recurrence for s in members):
@@ -249,6 +136,19 @@ class Groups:
             return False
         cache = self.target.l2_bytes if self.target.kind == "cpu" else self.target.l1_bytes
         return scratch_bytes(members, common) <= cache
+
+
+def depth_of(stage: Stage, deep: Mapping[int, int]) -> int:
+    """How many contractions follow one another up to a stage, from those up to its sources.
+
+    What only the epilogue of a contraction reads does not come before it: it may be made beside.
+    """
+    found = [deep[p] for p in stage.sources.values() if p in deep]
+    if stage.is_contraction:
+        below = set(walk_values(*(s for loop in stage.loops for s in loop.src)))
+        fed = [deep[p] for v, p in stage.sources.items() if p in deep and v in below]
+        found.append(max(fed, default=0) + 1)
+    return max(found, default=0)
 
 
 def fuse(groups: Groups, options: Options) -> None:
@@ -291,17 +191,81 @@ def _join_chains(groups: Groups, options: Options) -> None:
     chains = []
     for stage in groups.stages:
         if stage.is_contraction:
+            found = [_family(groups, stage, options)]
             for first in _contractions_before(groups, stage):
                 between = nx.descendants(groups.graph, first) & nx.ancestors(
                     groups.graph, stage.index
                 )
-                chain = sorted({first, stage.index, *between})
-                gain = _gain(groups, chain, options)
-                if gain > MIN_GAIN_US:
-                    chains.append((-gain, chain))
+                found.append(sorted({first, stage.index, *between}))
+            chains += [(-gain, c) for c in found if (gain := _gain(groups, c, options))]
     for _, chain in sorted(chains):
         if _gain(groups, chain, options) > MIN_GAIN_US:
             groups.join(groups.group_of[i] for i in chain)
+
+
+def _family(groups: Groups, first: Stage, options: Options) -> list[int]:
+    """A contraction, all that is made of it up to the last contractions that may follow, and
+    the other contractions that are read in between alone: two products under one softmax, two
+    sums of one. What loops over the results of the last is left out, unless less is stored then.
+    """
+    inside = {first.index: 1}  # stage: contractions up to there
+    while _may_follow(first, options):
+        near = {u for i in inside for u in groups.graph.successors(i) if u >= 0}
+        size = len(inside)
+        for stage in (groups.stages[i] for i in sorted(near - set(inside))):
+            depth = depth_of(stage, inside)
+            if depth <= options.max_contractions and _may_follow(stage, options):
+                inside[stage.index] = depth
+        inside |= dict.fromkeys(_beside(groups, inside, options), 1)
+        if len(inside) == size:
+            break
+    whole = sorted(inside)
+    return whole if _shrinks(groups, whole) else _without_rows(groups, whole, options)
+
+
+def _beside(groups: Groups, inside: Mapping[int, int], options: Options) -> list[int]:
+    """The contractions that stages inside alone read, and that read none of these."""
+    before = {p for i in inside for p in groups.graph.predecessors(i) if p >= 0} - set(inside)
+    out = []
+    for stage in (groups.stages[i] for i in sorted(before)):
+        apart = not stage.roots and not set(stage.sources.values()) & set(inside)
+        alone = set(groups.graph.successors(stage.index)) <= set(inside)
+        if apart and alone and stage.is_contraction and _may_follow(stage, options):
+            out.append(stage.index)
+    return out
+
+
+def _may_follow(stage: Stage, options: Options) -> bool:
+    if stage.is_recurrence:
+        return False
+    return not stage.is_contraction or options.chains_of_weights or not _has_weight_factor(stage)
+
+
+def _shrinks(groups: Groups, chain: Sequence[int]) -> bool:
+    """Whether more bytes of values vanish in a chain than it stores."""
+    members = [groups.stages[i] for i in chain]
+    outside = groups.needed_outside(members)
+    stored = sum(nbytes(s.node) for s in members if s.index in outside)
+    return sum(nbytes(s.node) for s in members) > 2 * stored
+
+
+def _without_rows(groups: Groups, chain: Sequence[int], options: Options) -> list[int]:
+    """A chain without the loops that follow its last contractions, and what is made of them."""
+    members = [groups.stages[i] for i in chain]
+    last = {
+        s.index for s in members
+        if s.is_contraction and not any(
+            groups.stages[i].is_contraction
+            for i in nx.descendants(groups.graph, s.index) if i in chain
+        )
+    }  # fmt: skip
+    gone: set[int] = set()
+    for s in members:
+        before = set(s.sources.values())
+        rows = bool(s.loops) and not s.is_contraction and not options.rows_after_contraction
+        if before & gone or (rows and before & last):
+            gone.add(s.index)
+    return [i for i in chain if i not in gone]
 
 
 def _contractions_before(groups: Groups, stage: Stage) -> list[int]:
@@ -326,9 +290,9 @@ def _gain(groups: Groups, chain: Sequence[int], options: Options) -> float:
     if any(i < 0 for i in chain):
         return 0.0  # an island lies between
     merged = {groups.group_of[i] for i in chain}
-    if len(merged) == 1 or groups.contractions(merged) > options.max_contractions:
-        return 0.0
     members = groups.union(merged)
+    if len(merged) == 1 or groups.depth(members) > options.max_contractions:
+        return 0.0
     if not options.chains_of_weights and any(map(_has_weight_factor, members)):
         return 0.0
     if not groups.joinable(merged) or not groups.fits(members):
@@ -364,17 +328,3 @@ def _join_maps(groups: Groups) -> None:
         before = common_volume(old, common_axes(old))
         if common_volume(new, common_axes(new)) == before and groups.fits(new):
             groups.join((group, user))
-
-
-def recompute_us(stage: Stage, users: Sequence[Stage], target: Target) -> float:
-    """Microseconds to compute a map again at every point of the loops that read it."""
-    points = 0.0
-    for user in users:
-        spaces = [nbytes(s) for loop in user.loops for s in loop.src] or [nbytes(user.node)]
-        points += max(spaces) / max(1, nbytes(stage.node))
-    return stage.cost * points / (target.peak() * SIMPLE_SHARE * 1e3)
-
-
-def store_us(node: Node, target: Target) -> float:
-    """Microseconds to store a value in a kernel of its own and to read it again."""
-    return LAUNCH_US + move_us(2 * nbytes(node), nbytes(node) / target.cores, target)

@@ -15,7 +15,8 @@ import networkx as nx
 
 from autosched.ir.canonical import Canonical, canonical
 from autosched.ir.count import count, nbytes
-from autosched.ir.fusion import Groups, Options, fuse, recompute_us, store_us
+from autosched.ir.fusion import Groups, Options, fuse
+from autosched.ir.gains import recompute_us, store_us
 from autosched.ir.graph import GraphValue, ModelGraph
 from autosched.ir.naming import describe, public_name
 from autosched.ir.node import Node, Output, Program
