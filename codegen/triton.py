@@ -1,0 +1,371 @@
+"""A GPU tile program in, the source of a Triton module and its launches out.
+
+One function a kernel: its programs are the iterations of its grid loops, the innermost fastest;
+a persistent grid walks over them. Tile axes are dimensions of tensors, in one order per kernel:
+that of the stores first. What a value needs is emitted by `triton_values` and the files it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from math import prod
+
+from autosched.codegen.triton_helpers import helper_texts
+from autosched.codegen.triton_loops import Loops
+from autosched.codegen.triton_memory import access_of, extents_of
+from autosched.codegen.triton_spec import Launch, Tensor, TritonModule
+from autosched.codegen.triton_text import (
+    ATOM,
+    MUL,
+    Header,
+    Names,
+    Unsupported,
+    Val,
+    literal,
+    module_text,
+    wrapped,
+)
+from autosched.codegen.triton_values import MAX_ELEMENTS, number
+from autosched.codegen.triton_views import resolve
+from autosched.ir.node import Node, Program, walk
+from autosched.ir.rules.action import Illegal
+from autosched.ir.scope import scope_of
+
+__all__ = ["Header", "emit"]
+
+GRIDS = ("grid", "persistent")
+
+
+def emit(program: Program, header: Header) -> TritonModule | Illegal:
+    """The module of a tile program whose knobs are all bound.
+
+    Illegal: BACKEND, with what Triton cannot say.
+    """
+    try:
+        return _Module(program).module(header)
+    except Unsupported as error:
+        return Illegal("BACKEND", str(error))
+
+
+class _Module:
+    """The kernels of a program: names that all of them share."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.kernels = tuple(map(resolve, program.body))
+        names = Names()
+        self.functions = [names.fresh(k.attr[0]) for k in self.kernels]
+        params = Names(self.functions)
+        self.tensors = {h: params.fresh(h.attr[0]) for h in self.handles()}
+
+    def handles(self) -> Iterable[Node]:
+        """Inputs and buffers that kernels use: inputs, packed, scratch, then outputs in order."""
+        used = {n.src[0]: None for n in walk(*self.kernels) if n.op in ("load", "store")}
+        outputs = {h.attr[0]: h for h in used if h.op == "buffer" and h.attr[3] == "output"}
+        inputs = [h for h in self.program.inputs if h in used]
+        rest = [h for h in used if h not in inputs and h not in outputs.values()]
+        return [*inputs, *rest, *(outputs[o.name] for o in self.program.outputs)]
+
+    def module(self, header: Header) -> TritonModule:
+        texts, launches = [], []
+        helpers: set[str] = set()
+        combines: dict[str, str] = {}
+        for kernel, name in zip(self.kernels, self.functions):
+            emitter = _Kernel(self.tensors)
+            text, launch = emitter.kernel(kernel, name)
+            texts.append(text)
+            launches.append(launch)
+            helpers |= emitter.helpers
+            combines |= dict(emitter.combines.values())
+        source = module_text(header, [*helper_texts(helpers), *combines.values()], texts)
+        tensors = tuple(Tensor(n, h.dtype, extents_of(h), _role(h))
+                        for h, n in self.tensors.items())  # fmt: skip
+        return TritonModule(source, tensors, tuple(launches))
+
+
+def _role(handle: Node) -> str:
+    if handle.op == "input":
+        return {"arg": "input", "weight": "weight"}[handle.attr[3]]
+    return "scratch" if handle.attr[3] in ("scratch", "shared") else handle.attr[3]
+
+
+class _Kernel(Loops):
+    """One kernel."""
+
+    def __init__(self, tensors: dict[Node, str]) -> None:
+        super().__init__()
+        self.all_tensors = tensors
+        self.stored: frozenset[Node] = frozenset()
+        self.loaded: frozenset[Node] = frozenset()
+        self.rides: dict[Node, Node] = {}  # serial loop to the fold that it becomes part of
+
+    def kernel(self, node: Node, name: str) -> tuple[str, Launch]:
+        facts = dict(node.attr[2]) if len(node.attr) > 2 else {}
+        self.stages = number(facts.get("stages", 1))
+        self.use_descriptors = bool(facts.get("descriptors", 0))
+        used = {n.src[0] for n in walk(node) if n.op in ("load", "store")}
+        self.tensors = {h: t for h, t in self.all_tensors.items() if h in used}
+        self.scopes.names = Names((*self.tensors.values(), name))
+        grid, body = _grid(node)
+        self.prepare(node, grid, body)
+        persistent = any(loop.attr[1] == "persistent" for loop in grid)
+        trips = [(loop.attr[0], _trips(loop)) for loop in grid]
+        total = prod(n for _, n in trips)
+        pid = Val(self.scopes.fresh("pid"), (), "int32")
+        if total > 1:
+            self.scopes.line(f"{pid.text} = tl.program_id(0)")
+        if persistent and total > 1:
+            tile = Val(self.scopes.fresh("tile"), (), "int32")
+            span = f"{pid.text}, {total}, tl.num_programs(0)"
+            self.run(trips, body, tile, f"for {tile.text} in range({span}):")
+        else:
+            self.run(trips, body, pid, "")
+        lines = [f"def {name}({', '.join(self.tensors.values())}):"]
+        lines += [f"    {line}" for line in self.scopes.stack[0].lines]
+        text = "\n".join(["@triton.jit", *(p for line in lines for p in wrapped(line))])
+        launch = Launch(
+            name, tuple(self.tensors.values()), total, number(facts.get("warps", 4)),
+            max(self.stages, 1), number(facts.get("per_sm", 1)) if persistent else 0,
+            bool(self.made_descriptors),
+        )  # fmt: skip
+        return text, launch
+
+    def run(
+        self, trips: list[tuple[str, int]], body: Sequence[Node], pid: Val, header: str
+    ) -> None:
+        """The statements of one iteration of the grid, number `pid`."""
+        total = prod(n for _, n in trips)
+        self.scopes.enter({a: literal(0, "int32") for a, _ in trips}, loop=bool(header))
+        for axis, stride, n in _strides(trips):
+            at = self.decode(pid, stride, n, total)
+            self.scopes.stack[-1].axes[axis] = at if at.literal else self.named(at, axis)
+        self.statements(body)
+        self.scopes.leave(header)
+
+    def decode(self, pid: Val, stride: int, n: int, total: int) -> Val:
+        """The coordinate of a grid axis of n iterations, each `stride` programs apart."""
+        if n == 1:
+            return literal(0, "int32")
+        text = pid.text if stride == 1 else f"{pid.text} // {stride}"
+        if stride * n < total:
+            text = f"{text} % {n}"
+        return Val(text, (), "int32", ATOM if text == pid.text else MUL)
+
+    # ---- facts that emission needs before it starts ---------------------------------------
+
+    def prepare(self, kernel: Node, grid: Sequence[Node], body: Sequence[Node]) -> None:
+        for loop in grid:
+            self.depths[loop.attr[0]] = 1
+        self.nest(body, 1)
+        nodes = tuple(walk(kernel))
+        for node in nodes:
+            axes = [x for t in node.types for x in t.axes]
+            if node.op in ("load", "store"):
+                axes += [(d[0], d[1]) for d in node.attr[0] if d is not None]
+            for axis, extent in axes:
+                size = number(extent)
+                if axis in self.depths:
+                    continue
+                if self.sizes.setdefault(axis, size) != size:
+                    raise Unsupported(f"the axis {axis} has {self.sizes[axis]} and {size} elements "
+                                      "in one kernel")  # fmt: skip
+        self.check_binders(nodes)
+        self.count_uses(n for n in nodes if n.op == "store")
+        self.stored = frozenset(n.src[0] for n in nodes if n.op == "store")
+        self.loaded = frozenset(n.src[0] for n in nodes if n.op == "load")
+        self.find_riders(body)
+        self.order_axes(nodes)
+        self.order_loads(nodes)
+        for node in nodes:
+            size = prod(self.sizes.get(a, 1) for t in node.types[:1] for a in t.names)
+            if size > MAX_ELEMENTS:
+                raise Unsupported(f"a tensor of {size} elements")
+
+    def nest(self, nodes: Sequence[Node], depth: int) -> None:
+        """Depths of the axes that serial loops and folds bind."""
+        reached: dict[Node, int] = {}
+        todo = [(n, depth) for n in nodes]
+        while todo:
+            node, at = todo.pop()
+            if reached.get(node, -1) >= at:
+                continue
+            reached[node] = at
+            inner = at + 1 if node.op in ("fold", "forall") else at
+            if inner > at:
+                axis = node.attr[0]
+                self.depths[axis] = max(self.depths.get(axis, 0), inner)
+            todo += [(s, inner) for s in node.src]
+
+    def check_binders(self, nodes: Sequence[Node]) -> None:
+        """Axes that loops bind are no tile axes of another operator."""
+        for node in nodes:
+            if node.op in ("fold", "forall", "kernel"):
+                continue
+            taken = [a for a, _ in scope_of(node).binds if a in self.depths]
+            if taken:
+                raise Unsupported(f"a {node.op} over {', '.join(taken)}, which is also a loop")
+
+    def order_axes(self, nodes: Sequence[Node]) -> None:
+        """One order of tile axes: as stores lay them out in memory, then as dots want computed
+        operands, where those agree; ties as the axes appear."""
+        chains = [_stored_axes(n) for n in nodes if n.op == "store"]
+        seen = dict.fromkeys(a for chain in chains for a in chain)
+        seen |= dict.fromkeys(a for n in nodes for t in n.types for a in t.names)
+        axes = [a for a in seen if a not in self.depths]
+        self.ranks = {a: n for n, a in enumerate(_merged(axes, chains))}
+        for dot in (n for n in reversed(nodes) if n.op == "dot"):
+            plan = self.plan(dot)
+            if plan.a.op != "load":
+                chains.append((*plan.batch, *plan.rows, *plan.depth))
+            if plan.b.op != "load":
+                chains.append((*plan.batch, *plan.depth, *plan.columns))
+            chains.append(plan.out)
+            self.ranks = {a: n for n, a in enumerate(_merged(axes, chains))}
+
+    def find_riders(self, body: Sequence[Node]) -> None:
+        """Serial loops whose stores read the stacked outputs of a fold over the same axis."""
+        for loop in (n for n in walk(*body) if n.op == "forall"):
+            axis = loop.attr[0]
+            stacks = {
+                n.src[0] for n in walk(*loop.src[2:])
+                if n.op == "get" and n.src[0].op == "fold" and n.src[0].attr[0] == axis
+                and n.attr[0] >= len(n.src[0].attr[1])
+            } | {n for n in walk(*loop.src[2:]) if n.op == "fold" and n.attr[0] == axis
+                 and n.attr[3] and not n.attr[1]}  # fmt: skip
+            if not stacks:
+                continue
+            if len(stacks) > 1:
+                raise Unsupported(f"a loop over {axis} that stores outputs of two folds")
+            (fold,) = stacks
+            if fold.attr[2] != 1 or fold.src[:2] != loop.src[:2]:
+                raise Unsupported(f"a loop over {axis} with other bounds than the fold it stores")
+            self.riders[fold] = (*self.riders.get(fold, ()), *loop.src[2:])
+            self.rides[loop] = fold
+
+    def order_loads(self, nodes: Sequence[Node]) -> None:
+        """Loads that only dots read are laid out as those want them, if they agree."""
+        wanted: dict[Node, set[tuple[str, ...]]] = {}
+
+        def want(node: Node, order: tuple[str, ...]) -> None:
+            """A map that only one value reads passes the wish on to its operands."""
+            wanted.setdefault(node, set()).add(order)
+            if node.op == "map" and self.uses.get(node, 1) == 1:
+                passed.add(node)
+                for source in node.src:
+                    want(source, order)
+
+        passed: set[Node] = set()
+        for node in (n for n in nodes if n.op == "dot"):
+            plan = self.plan(node)
+            want(plan.a, (*plan.batch, *plan.rows, *plan.depth))
+            want(plan.b, (*plan.batch, *plan.depth, *plan.columns))
+        for node in nodes:
+            for source in node.src if node.op != "dot" and node not in passed else ():
+                wanted.setdefault(source, set()).add(())
+        for node, orders in wanted.items():
+            if node.op == "load" and len(orders) == 1 and () not in orders:
+                (order,) = orders
+                self.orders[node] = tuple(a for a in order if a in self.tile_dims(node.axes))
+
+    # ---- statements -----------------------------------------------------------------------
+
+    def statements(self, body: Sequence[Node]) -> None:
+        for stmt in body:
+            if stmt in self.rides:
+                self.results(self.rides[stmt])
+            elif stmt.op == "store":
+                self.store_alone(stmt)
+            elif stmt.op == "forall" and stmt.attr[1] in ("serial", "unroll"):
+                self.serial(stmt)
+            else:
+                raise Unsupported(f"a {stmt.op} {' '.join(map(str, stmt.attr))} in a program")
+
+    def store_alone(self, stmt: Node) -> None:
+        """A store; what it loads from buffers that the kernel stores to is loaded for it."""
+        changing = _reading(stmt, self.stored)
+        if changing:
+            self.scopes.enter(changing=changing)
+        self.store(stmt)
+        if changing:
+            self.scopes.leave()
+        if stmt.src[0] in self.loaded:
+            self.scopes.line("tl.debug_barrier()")
+
+    def serial(self, stmt: Node) -> None:
+        axis = stmt.attr[0]
+        lo, hi = (self.value(b) for b in stmt.src[:2])
+        if lo.dims or hi.dims:
+            raise Unsupported(f"the bounds of the loop over {axis} vary along a tile axis")
+        if lo.literal and hi.literal and int(hi.text) - int(lo.text) == 1:
+            self.scopes.enter({axis: lo})
+            self.statements(stmt.src[2:])
+            self.scopes.leave()
+            return
+        index = self.scopes.fresh(axis)
+        self.scopes.enter({axis: Val(index, (), "int32")}, loop=True)
+        self.statements(stmt.src[2:])
+        span = hi.text if lo.text == "0" else f"{lo.text}, {hi.text}"
+        self.scopes.leave(f"for {index} in range({span}):")
+
+
+def _grid(kernel: Node) -> tuple[list[Node], tuple[Node, ...]]:
+    """The chain of grid loops, outermost first, and what stands inside."""
+    loops: list[Node] = []
+    body = kernel.src
+    while len(body) == 1 and body[0].op == "forall" and body[0].attr[1] in GRIDS:
+        loops.append(body[0])
+        body = body[0].src[2:]
+    return loops, body
+
+
+def _stored_axes(store: Node) -> tuple[str, ...]:
+    """The tile axes of a store in the order of memory."""
+    _, starts, dims = access_of(store)
+    found: dict[str, None] = {}
+    for start, dim in zip(starts, dims):
+        found.update(dict.fromkeys(a for a, _ in start.axes))
+        if isinstance(dim, tuple):
+            found[dim[0]] = None
+    return tuple(found)
+
+
+def _merged(axes: Sequence[str], chains: Iterable[Sequence[str]]) -> list[str]:
+    """The axes in an order that obeys every pair of neighbours in the chains, earlier chains first;
+    a pair that contradicts those before it does not count."""
+    later: dict[str, set[str]] = {a: set() for a in axes}
+
+    def reaches(start: str, goal: str) -> bool:
+        return start == goal or any(reaches(a, goal) for a in later[start])
+
+    for chain in chains:
+        known = [a for a in chain if a in later]
+        for a, b in pairwise(known):
+            if not reaches(b, a):
+                later[a].add(b)
+    out: list[str] = []
+    while len(out) < len(axes):
+        rest = [a for a in axes if a not in out]
+        out.append(next(a for a in rest if not any(a in later[b] for b in rest)))
+    return out
+
+
+def _trips(loop: Node) -> int:
+    lo, hi = (number(b) for b in loop.src[:2])
+    if lo != 0:
+        raise Unsupported(f"the grid loop {loop.attr[0]} starts at {lo}")
+    return hi
+
+
+def _strides(trips: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
+    """(axis, programs from one iteration to the next, iterations)."""
+    return [(axis, prod(n for _, n in trips[at + 1 :]), n) for at, (axis, n) in enumerate(trips)]
+
+
+def _reading(stmt: Node, stored: frozenset[Node]) -> frozenset[Node]:
+    """The nodes of a statement that depend on memory which the kernel stores to."""
+    found: set[Node] = set()
+    for node in walk(*stmt.src[1:]):
+        if (node.op == "load" and node.src[0] in stored) or any(s in found for s in node.src):
+            found.add(node)
+    return frozenset(found)

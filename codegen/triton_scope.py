@@ -1,0 +1,120 @@
+"""Where the Triton emitter is: nested scopes with their lines, what is bound and known there.
+
+A value belongs to the innermost scope that it depends on, by an axis, a state or memory that
+changes; it is made there once and read by name in all scopes inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from autosched.codegen.triton_text import Names, Val
+from autosched.ir.node import Node
+
+
+@dataclass
+class Scope:
+    """A block of lines.
+
+    axes: bound here to scalars; states: fold states, by name; changing: nodes that read memory
+    which the statement of this scope may find changed.
+    """
+
+    axes: dict[str, Val] = field(default_factory=dict)
+    states: dict[str, Val] = field(default_factory=dict)
+    changing: frozenset[Node] = frozenset()
+    lines: list[str] = field(default_factory=list)
+    memo: dict[Node, tuple[Val, ...]] = field(default_factory=dict)
+    sums: dict[tuple[object, ...], Val] = field(default_factory=dict)  # of offsets
+    parent: int = 0  # the level that its lines go to
+    loop: bool = False
+    names: list[str] = field(default_factory=list)  # of the lines here
+
+    def holds(self, node: Node, free: frozenset[str]) -> bool:
+        """Whether the node depends on what this scope binds."""
+        return (
+            not free.isdisjoint(self.axes)
+            or not node.carries.isdisjoint(self.states)
+            or node in self.changing
+        )
+
+
+class Scopes:
+    """The stack of scopes; `level` is the one that lines go to now."""
+
+    def __init__(self) -> None:
+        self.stack = [Scope()]
+        self.level = 0
+        self.names = Names()
+        self._free: dict[Node, frozenset[str]] = {}
+
+    def free(self, node: Node) -> frozenset[str]:
+        if node not in self._free:
+            self._free[node] = frozenset(a for a, _ in node.free)
+        return self._free[node]
+
+    def home(self, node: Node) -> int:
+        """The level that a node's value belongs to."""
+        free = self.free(node)
+        for level in range(len(self.stack) - 1, 0, -1):
+            if self.stack[level].holds(node, free):
+                return level
+        return 0
+
+    def known(self, node: Node) -> tuple[Val, ...] | None:
+        for scope in reversed(self.stack):
+            if node in scope.memo:
+                return scope.memo[node]
+        return None
+
+    def keep(self, node: Node, level: int, values: tuple[Val, ...]) -> None:
+        self.stack[level].memo[node] = values
+
+    def fresh(self, wanted: str) -> str:
+        """A name for a line at this level."""
+        scope = self.stack[self.level]
+        name = self.names.fresh(wanted, scope.loop and scope is self.stack[-1])
+        scope.names.append(name)
+        return name
+
+    def line(self, text: str) -> None:
+        self.stack[self.level].lines.append(text)
+
+    def bound(self, axis: str) -> Val | None:
+        for scope in reversed(self.stack):
+            if axis in scope.axes:
+                return scope.axes[axis]
+        return None
+
+    def state(self, name: str) -> Val | None:
+        for scope in reversed(self.stack):
+            if name in scope.states:
+                return scope.states[name]
+        return None
+
+    def enter(
+        self,
+        axes: Mapping[str, Val] | None = None,
+        states: Mapping[str, Val] | None = None,
+        changing: Iterable[Node] = (),
+        loop: bool = False,
+    ) -> None:
+        scope = Scope(dict(axes or {}), dict(states or {}), frozenset(changing))
+        scope.parent, scope.loop = self.level, loop
+        self.stack.append(scope)
+        self.level = len(self.stack) - 1
+
+    def leave(self, header: str = "") -> None:
+        """Close the innermost scope; with a header its lines become a block, else they follow."""
+        scope = self.stack.pop()
+        self.level = scope.parent
+        indent = "    " if header else ""
+        if scope.loop:
+            self.names.released.update(scope.names)
+        else:
+            self.stack[self.level].names += scope.names
+        if header and scope.lines:
+            self.line(header)
+        for text in scope.lines:
+            self.line(indent + text)
