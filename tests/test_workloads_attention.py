@@ -253,5 +253,5 @@ def test_the_check_itself_can_fail() -> None:
         out = plainly(x, s)
         return {**out, "o": out["o"] * (1 + 1e-9)}
 
-    with pytest.raises(AssertionError, match="attention.o"):
+    with pytest.raises(AssertionError, match=r"attention\.o"):
         check("attention", wrong)
