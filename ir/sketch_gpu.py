@@ -18,7 +18,7 @@ from autosched.ir.blocks import power_of_two
 from autosched.ir.extent import as_node, ext_add, ext_mul, ext_product
 from autosched.ir.node import Extent, Node, Output, Program, walk
 from autosched.ir.ops import kernel_facts
-from autosched.ir.rules import cascade, inline, tile
+from autosched.ir.rules import cascade, inline, skip, tile
 from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.scalar import ITEMSIZE
 from autosched.ir.scans import without_scans
@@ -378,12 +378,17 @@ def _sketch(
     opened = run_actions(program, [action])
     if isinstance(opened, Illegal):
         return None
+    actions = [*head, action]
+    for shorter in skip.propose(opened, target):
+        made = run_actions(opened, [shorter])
+        assert not isinstance(made, Illegal), made
+        actions, opened = [*actions, shorter], made
     knobs = tuple(k for w in combo for k in w.knobs)
     limits = [c for k in opened.body for c in resource_limits(k, target)]
     unique = tuple(sorted({c for c in limits if c.op != "const"}, key=repr))
     if any(c.op == "const" and not c.attr[0] for c in limits):
         return None
-    return Sketch(name, (*head, action), knobs, unique)
+    return Sketch(name, tuple(actions), knobs, unique)
 
 
 def resource_limits(kernel: Node, target: Target) -> list[Node]:

@@ -13,6 +13,7 @@ from autosched.ir.rules import (
     match_dot,
     place,
     rfactor,
+    skip,
     split,
     tile,
     trim,
@@ -30,4 +31,5 @@ RULES: dict[str, Callable[[Program, Action], Program | Illegal]] = {
     "trim": trim.apply,
     "match_dot": match_dot.apply,
     "tile": tile.apply,
+    "skip": skip.apply,
 }

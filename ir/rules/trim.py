@@ -18,10 +18,11 @@ provably keeps its first entry.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autosched.ir.extent import as_extent, as_node, ext_cdiv, simplify
+from autosched.ir.follows import conjuncts, is_identity, what_follows
 from autosched.ir.linear import from_poly, poly
 from autosched.ir.loops import Loop, Nest, as_loop, as_nest, build, load_starts, nests
 from autosched.ir.monoid import MONOIDS, dtype_limit
@@ -111,7 +112,7 @@ def _masked(nest: Nest) -> Iterator[tuple[_Cut, list[_Span]]]:
         t: None
         for n in walk(nest.value)
         if n.op == "map" and n.attr[0] == "where"
-        for t in _conjuncts(n.src[0])
+        for t in conjuncts(n.src[0])
     }
     for dim, start in enumerate(nest.starts):
         own = {x.axis for x in nest.loops} & set(start.names)
@@ -119,7 +120,7 @@ def _masked(nest: Nest) -> Iterator[tuple[_Cut, list[_Span]]]:
         body = _deepened(nest.value, start)
         for test in tests if own else ():
             limit = _limits(test, start, nest, own)
-            value = _simple(body, {test: const(False, "bool")})
+            value = what_follows(body, {test: const(False, "bool")})
             if limit is not None and value.op == "const":
                 groups.setdefault(value, []).append(limit)
         for value, limits in groups.items():
@@ -158,14 +159,6 @@ def _opaque_starts(test: Node) -> Node:
         if last.op == "map" and last.attr[0] == "sub":
             table[n] = iota(f"start {len(table)}", as_extent(last.src[0]))
     return replace_nodes(test, table)
-
-
-def _conjuncts(test: Node) -> Iterator[Node]:
-    if test.op == "map" and test.attr[0] == "and":
-        for s in test.src:
-            yield from _conjuncts(s)
-    elif test.op == "map" and not any(n.op == "load" for n in walk(test)):
-        yield test
 
 
 _SIGNS: Mapping[str, tuple[int, int]] = {"ge": (1, 0), "gt": (1, -1), "le": (-1, 0), "lt": (-1, -1)}
@@ -227,98 +220,6 @@ def _bounded(spans: Sequence[_Span], nest: Nest, dim: int, outer: Sequence[Loop]
     return _Span(lo if los else None, hi if his else None)
 
 
-# ---- what follows from a value that is left out ------------------------------------------------
-
-
-def _simple(root: Node, table: Mapping[Node, Node]) -> Node:
-    """`root` with nodes exchanged for constants and what follows: other factors are finite."""
-    memo: dict[Node, Node] = dict(table)
-    for node in walk(root):
-        if node not in memo:
-            src = tuple(memo[s] for s in node.src)
-            memo[node] = node
-            if src != node.src:
-                memo[node] = _followed(node, src)
-    return memo[root]
-
-
-def _followed(node: Node, src: tuple[Node, ...]) -> Node:
-    if node.op == "map" and node.attr[0] in _FOLLOWS:
-        found = _FOLLOWS[node.attr[0]](*src)
-        if found is not None:
-            return found
-    if node.op == "reduce" and len(src) == 1 and src[0].op == "const":
-        return src[0] if _is_identity(node.attr[0], src[0]) else node
-    return node if any(s.op == "const" for s in src) and node.op != "map" else _try(node, src)
-
-
-def _try(node: Node, src: tuple[Node, ...]) -> Node:
-    return Node(node.op, src, node.attr) if node.op == "map" else node
-
-
-def _is(x: Node, value: float) -> bool:
-    return x.op == "const" and x.attr[0] == value and not isinstance(x.attr[0], bool)
-
-
-def _is_identity(monoid: str, x: Node) -> bool:
-    (wanted,) = MONOIDS[monoid].identity
-    return x.op == "const" and x.attr[0] == dtype_limit(wanted, x.dtype)
-
-
-def _sum(a: Node, b: Node) -> Node | None:
-    for x, other in ((a, b), (b, a)):
-        if _is(x, -math.inf):
-            return x
-        if _is(x, 0.0):
-            return other
-    return None
-
-
-def _difference(a: Node, b: Node) -> Node | None:
-    return a if _is(a, -math.inf) or _is(b, 0.0) else None
-
-
-def _product(a: Node, b: Node) -> Node | None:
-    for x, other in ((a, b), (b, a)):
-        if _is(x, 0.0):
-            return x
-        if _is(x, -math.inf) and other.op == "const" and other.attr[0] > 0:
-            return x
-    return None
-
-
-def _quotient(a: Node, b: Node) -> Node | None:
-    return a if _is(a, 0.0) or (_is(a, -math.inf) and b.op == "const" and b.attr[0] > 0) else None
-
-
-def _power(a: Node) -> Node | None:
-    return const(0.0, a.dtype) if _is(a, -math.inf) else None
-
-
-def _greater(a: Node, b: Node) -> Node | None:
-    return b if _is(a, -math.inf) else a if _is(b, -math.inf) else None
-
-
-def _choice(test: Node, a: Node, b: Node) -> Node | None:
-    if test.op == "const":
-        return a if test.attr[0] else b
-    return a if a is b else None
-
-
-def _both(a: Node, b: Node) -> Node | None:
-    return next((x for x in (a, b) if x.op == "const" and not x.attr[0]), None)
-
-
-def _nan(a: Node) -> Node | None:
-    return const(math.isnan(a.attr[0]), "bool") if a.op == "const" else None
-
-
-_FOLLOWS: Mapping[str, Callable[..., Node | None]] = {
-    "add": _sum, "sub": _difference, "mul": _product, "div": _quotient, "exp": _power,
-    "exp2": _power, "max": _greater, "where": _choice, "and": _both, "isnan": _nan,
-}  # fmt: skip
-
-
 # ---- nests -------------------------------------------------------------------------------------
 
 
@@ -372,7 +273,7 @@ def _passes_on(nest: Nest, cuts: Mapping[Node, _Cut]) -> _Cut | None:
             if start is at:
                 table = {n: cuts[n.src[0]].value for n in walk(nest.value)
                          if n.op == "load" and n.src[0] in cuts}  # fmt: skip
-                value = _simple(nest.value, table)
+                value = what_follows(nest.value, table)
                 if value.op != "const":
                     raise _Refused("NOT_NEUTRAL", f"{nest.name} is not constant where it is cut")
                 return _Cut(dim, value)
@@ -417,13 +318,13 @@ def _check_neutral(nest: Nest, node: Node, cuts: Mapping[Node, _Cut]) -> None:
     }
     why = f"what is left out changes a {node.op} of {nest.name}"
     if node.op == "reduce":
-        if len(node.src) != 1 or not _is_identity(node.attr[0], _simple(node.src[0], table)):
+        if len(node.src) != 1 or not is_identity(node.attr[0], what_follows(node.src[0], table)):
             raise _Refused("NOT_NEUTRAL", why)
         return
     _, names, n_intervals, n_outs = node.attr
     first = 2 * n_intervals + len(names)
     for name, step in zip(names, node.src[first : first + len(names)]):
-        left = _simple(step, table)
+        left = what_follows(step, table)
         if n_outs or left.op != "carry" or left.attr[0] != name:
             raise _Refused("NOT_NEUTRAL", why)
 
