@@ -1,7 +1,8 @@
 """Definitions that no rule was written for: algebra programs of a few lines, at odd sizes.
 
-What is unusual stands in each docstring. `one_pass` names the axis over which the algebra allows
-a single pass; where it does not, `refused` is the reason that the rule must print.
+What is unusual stands in each docstring. A definition is a task as it stands: one kernel, by any
+schedule. Where the algebra allows a single pass over the axis that its reduces share, `cascade`
+finds it; where not, `refused` is the reason that the rule must print.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ from programs import algebra
 from autosched.ir.node import Node, Program
 from autosched.ir.ops import (
     abs_,
-    cast,
     const,
-    eq,
     erf,
     exp,
     get,
@@ -28,7 +27,6 @@ from autosched.ir.ops import (
     max_,
     maximum,
     minimum,
-    reaxis,
     reduce_,
     rsqrt,
     sigmoid,
@@ -44,27 +42,27 @@ I, J, D, E = 19, 43, 8, 12  # queries, keys, their size, the size of values: non
 
 @dataclass(frozen=True)
 class Definition:
-    """`axis`: the one that its reduces share; `refused`: why no single pass over it is right, as
-    the rule says it ("" where one is); `tasks`: kernels that the partition makes of it."""
+    """axis: the one that its reduces share; refused: why no single pass over it is right, as the
+    rule says it ("" where one is); apart: why a model that holds it gets `tasks` kernels of it."""
 
     build: Callable[[], Program]
     axis: str
     refused: str = ""
     tasks: int = 1
-
-    @property
-    def doc(self) -> str:
-        return str(self.build.__doc__)
+    apart: str = ""
 
 
 DEFINITIONS: dict[str, Definition] = {}
+# Why parts of a definition may be cheaper as kernels of their own; each is one kernel if asked for.
+WEIGHTS = "rows of a product with weights: the tile of the product is freer alone"
+STATISTIC = "a statistic that all blocks of the other operand read again"
 
 
 def unforeseen(
-    axis: str, refused: str = "", tasks: int = 1
+    axis: str, refused: str = "", tasks: int = 1, apart: str = ""
 ) -> Callable[[Callable[[], Program]], Callable[[], Program]]:
     def add(build: Callable[[], Program]) -> Callable[[], Program]:
-        DEFINITIONS[build.__name__] = Definition(build, axis, refused, tasks)
+        DEFINITIONS[build.__name__] = Definition(build, axis, refused, tasks, apart)
         return build
 
     return add
@@ -185,7 +183,7 @@ def above_the_mean() -> Program:
     return out(o=("i e", sum_("j", p * values()) / sum_("j", p)))
 
 
-@unforeseen("j", refused="max of a value that depends on an earlier result")
+@unforeseen("j", refused="a max of values that depend on an earlier result")
 def maximum_after_centring() -> Program:
     """The largest distance from the mean of a row, a maximum that reads a sum."""
     s = scores()
@@ -206,7 +204,7 @@ def weighted_variance() -> Program:
     return out(mean=("i e", mean), var=("i e", sum_("j", p * v * v) / total - mean * mean))
 
 
-@unforeseen("j")
+@unforeseen("j", tasks=2, apart=STATISTIC)
 def centred_values() -> Program:
     """Values less their mean over the keys, under softmax weights."""
     s, v = scores(), values()
@@ -268,7 +266,7 @@ def relative_positions() -> Program:
     return out(o=("i e", sum_("j", p * values()) / sum_("j", p)))
 
 
-@unforeseen("j")
+@unforeseen("j", tasks=3, apart=STATISTIC)
 def cosine_scores() -> Program:
     """Queries and keys normalised inside, with a learned sharpness."""
     q, k = queries(), keys()
@@ -279,7 +277,7 @@ def cosine_scores() -> Program:
     return out(o=("i e", sum_("j", p * values()) / sum_("j", p)))
 
 
-@unforeseen("j", refused="no two reduces")
+@unforeseen("j")
 def sigmoid_weights() -> Program:
     """Sigmoid of scores and a bias: nothing is normalised, and so there is no chain."""
     p = sigmoid(scores() + input_("bias", {"j": J}) - math.log(J))
@@ -311,14 +309,14 @@ def best_key_only() -> Program:
 # ---- products of matrices ----------------------------------------------------------------------
 
 
-@unforeseen("n")
+@unforeseen("n", tasks=2, apart=WEIGHTS)
 def product_over_its_own_rms() -> Program:
     """A product whose rows are divided by their own root mean square."""
     y = sum_("k", rows() * weight("w"))
     return out(y=("m n", y * rsqrt(sum_("n", y * y) / 29.0 + 1e-6)))
 
 
-@unforeseen("n")
+@unforeseen("n", tasks=2, apart=WEIGHTS)
 def product_to_logsumexp() -> Program:
     """The logsumexp over the columns of a product, which itself is never stored."""
     y = sum_("k", rows() * weight("w"))
@@ -326,7 +324,7 @@ def product_to_logsumexp() -> Program:
     return out(z=("m", top + log(sum_("n", exp(y - top)))))
 
 
-@unforeseen("n")
+@unforeseen("n", tasks=3, apart=WEIGHTS)
 def best_column() -> Program:
     """The best column of a product and its value."""
     y = sum_("k", rows() * weight("w"))
@@ -343,7 +341,7 @@ def two_activations() -> Program:
     return out(y=("m n", gate * map_("sin", b) + input_("r", {"m": I, "n": 29})))
 
 
-@unforeseen("k")
+@unforeseen("k", tasks=2, apart=STATISTIC)
 def normalised_rows_gated() -> Program:
     """Rows over their root mean square, two products of them, gated."""
     x = rows()
@@ -352,7 +350,7 @@ def normalised_rows_gated() -> Program:
     return out(y=("m n", a * sigmoid(a) * b))
 
 
-@unforeseen("k")
+@unforeseen("k", tasks=2, apart=STATISTIC)
 def centred_rows_product() -> Program:
     """A product of rows that are centred and scaled by their own moments."""
     x = rows()
