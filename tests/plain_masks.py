@@ -30,6 +30,14 @@ def block_list(h: int, i: int, j: int, x: Any, s: Any) -> bool:
     return any(c * s.block <= j < (c + 1) * s.block for c in kept)
 
 
+def per_head(h: int, i: int, j: int, x: Any, s: Any) -> bool:
+    if j > i or x["kind"][h] == 0:
+        return j <= i
+    if x["kind"][h] == 1:
+        return j < s.sinks or j >= i - s.window
+    return i // s.block == j // s.block or block_list(h, i, j, x, s)
+
+
 PLAIN: dict[str, Pair] = {
     "full": lambda h, i, j, x, s: True,
     "causal": lambda h, i, j, x, s: j <= i,
@@ -62,6 +70,7 @@ PLAIN: dict[str, Pair] = {
         x["allowed"][h, x["block_of"][i], x["block_of"][j]]
     ),
     "block_lists": block_list,
+    "per_head": per_head,
 }
 
 

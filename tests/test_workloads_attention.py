@@ -23,6 +23,7 @@ NUMBERS: dict[str, dict[str, int]] = {
     "block_causal_document": {"docs": 3, "block": 4}, "sink_local": {"sinks": 2, "window": 3},
     "strided": {"stride": 4}, "segment_causal": {"block": 5}, "blocks": {"block": 4},
     "variable_blocks": {"blocks": 3}, "block_lists": {"block": 4, "slots": 3},
+    "per_head": {"block": 4, "slots": 2, "sinks": 1, "window": 2},
 }  # fmt: skip
 
 

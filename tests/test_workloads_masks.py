@@ -13,7 +13,7 @@ from autosched.datasets.workloads.masks import DRAWS, MASKS, area, cuts, flops, 
 from autosched.ir.node import walk
 
 NUMBERS = {
-    "heads": 2, "window": 3, "prefix": 4, "block": 5, "blocks": 4, "sinks": 2, "stride": 3,
+    "heads": 3, "window": 3, "prefix": 4, "block": 5, "blocks": 4, "sinks": 2, "stride": 3,
     "slots": 2,
 }  # fmt: skip
 
@@ -36,7 +36,7 @@ def test_every_mask_has_a_plain_form() -> None:
 def test_predicate_and_area(mask: str, i: int, j: int) -> None:
     arrays, numbers = drawn(mask, i, j, seed=i % 3)
     got = masked_in(mask, i, j, arrays, **numbers)
-    want = plain(mask, 2 if got.ndim == 3 else 1, i, j, arrays, SimpleNamespace(**NUMBERS))
+    want = plain(mask, 3 if got.ndim == 3 else 1, i, j, arrays, SimpleNamespace(**NUMBERS))
     np.testing.assert_array_equal(got.reshape(want.shape), want)
     assert area(mask, i, j, arrays, **numbers) == want.sum() / len(want)
 

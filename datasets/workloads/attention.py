@@ -73,6 +73,9 @@ SPARSE = {
     )
     for mean in (256, 1024)
 }
+SPARSE["head mix 48k"] = heads(
+    1, 4, 4, 49152, 128, mask="per_head", block=128, slots=64, sinks=128, window=1024
+)
 SHAPES = {
     **DENSE, **DECODE, **LONGCA, **SPARSE,
     **{f"sqa {h}/{g} 128k": heads(1, h, g, 131072, 128, mask="causal")

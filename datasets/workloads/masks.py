@@ -152,6 +152,14 @@ def _block_lists(i: Node, j: Node, f: Facts) -> Node:
     return reduce_("any", "n", eq(listed, j // f.block) & (iota("n", f.slots) < count))
 
 
+def _per_head(i: Node, j: Node, f: Facts) -> Node:
+    """Causal, and by the head's kind: all keys, sinks and a window, or listed blocks and its own."""
+    kind = input_("kind", {"h": f.heads}, "int32")
+    listed = _block_lists(i, j, f) | eq(i // f.block, j // f.block)
+    streaming = eq(kind, 1) & _sink_local(i, j, f)
+    return (i >= j) & (eq(kind, 0) | streaming | (eq(kind, 2) & listed))
+
+
 MASKS: dict[str, Mask] = {
     "full": Mask(_full),
     "causal": Mask(_causal),
@@ -171,6 +179,7 @@ MASKS: dict[str, Mask] = {
     "blocks": Mask(_blocks, ("heads", "block")),
     "variable_blocks": Mask(_variable_blocks, ("heads", "blocks")),
     "block_lists": Mask(_block_lists, ("heads", "block", "slots")),
+    "per_head": Mask(_per_head, ("heads", "block", "slots", "sinks", "window")),
 }
 
 
@@ -255,4 +264,5 @@ DRAWS: dict[str, Draw] = {
     "allowed": _allowed,
     "listed": _listed,
     "counts": _counts,
+    "kind": lambda _, shape, __: np.arange(shape[0]) % 3,
 }
