@@ -17,6 +17,7 @@ from autosched.datasets.workloads.define import collected
 from autosched.ir.interp import evaluate
 
 In = dict[str, Array]
+MODULES = (gemm.__name__, bits_.__name__)
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 E2M1 = np.concatenate([E2M1, -E2M1])
 
@@ -358,7 +359,7 @@ def test_l_mul_attention() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n, w in collected().items()
-                                  if w.define.__module__ in (gemm.__name__, bits_.__name__)])  # fmt: skip
+                                  if w.define.__module__ in MODULES])  # fmt: skip
 def test_definitions_are_short_and_stand_at_real_sizes(name: str) -> None:
     found = collected()[name]
     assert found.length <= 12
