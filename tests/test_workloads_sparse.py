@@ -11,7 +11,8 @@ import pytest
 from workload_check import Array, check, find
 
 import autosched.datasets.workloads.approximate
-import autosched.datasets.workloads.sparse  # noqa: F401  (registers its workloads)
+import autosched.datasets.workloads.sparse
+import autosched.datasets.workloads.sparse_backward  # noqa: F401  (registers its workloads)
 from autosched.datasets.workloads.masks import DRAWS, masked_in
 from autosched.ir.interp import evaluate
 from autosched.ir.verify import verify
@@ -220,6 +221,63 @@ def test_linear_branch_of_the_middle(top: int, skip: int) -> None:
     check("sparse_linear_marginal", reference, top=top, skip=skip)
 
 
+# ---- gradients of A5 and B2 --------------------------------------------------------------------
+
+STEP = 1e-40  # of the complex step: Im f(x + i t) / t is the derivative, exact to rounding
+
+
+def complex_step(total: Any, x: Arrays, names: str) -> Arrays:
+    """Gradients of total(arrays) by the named arrays."""
+    out = {}
+    for name in names.split():
+        grad = out["d" + name] = np.empty(x[name].shape)
+        for at in np.ndindex(grad.shape):
+            moved = x[name].astype(complex)
+            moved[at] += 1j * STEP
+            grad[at] = total({**x, name: moved}).imag / STEP
+    return out
+
+
+def weights_over(q: Array, k: Array, keep: Array) -> Array:
+    p = np.exp(q @ np.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1])) * keep
+    return np.asarray(p / p.sum(-1, keepdims=True))
+
+
+def test_gradients_along_lists_of_both_sides() -> None:
+    def reference(x: Arrays, s: Any) -> Arrays:
+        keep = np.stack([spread(a, s.t, s.t, s.block, s.block) for a in x["allowed"]])
+
+        def total(x: Arrays) -> complex:
+            k, v = (np.repeat(x[n], s.h // s.g, axis=1) for n in "kv")
+            return complex((weights_over(x["q"], k, keep) @ v * x["do"]).sum())
+
+        return complex_step(total, x, "q k v")
+
+    check("block_sparse_backward", reference, b=1, t=10, d=3, block=3)
+    check("block_sparse_backward", reference, b=1, h=2, g=2, t=8, d=2, block=4, seed=1)
+
+
+@pytest.mark.parametrize("top", [1, 2])
+def test_gradients_of_sparse_and_linear_branches(top: int) -> None:
+    def reference(x: Arrays, s: Any) -> Arrays:
+        keep = np.zeros((s.b, s.h, s.t, s.t))
+        for b, h in product(range(s.b), range(s.h)):
+            order = ranked(x, s, b, h)
+            blocks = np.zeros(order.shape)
+            np.put_along_axis(blocks, order[:, : s.top], 1, axis=1)
+            keep[b, h] = spread(blocks, s.t, s.t, s.block, s.block_k)
+
+        def total(x: Arrays) -> complex:
+            o = weights_over(x["q"], x["k"], keep) @ x["v"]
+            weight = softmax_rows(x["q"]) @ np.swapaxes(softmax_rows(x["k"]), -1, -2)
+            linear = weight @ x["v"] / (1e-5 + weight.sum(-1, keepdims=True))
+            return complex(((o + linear @ x["proj"]) * x["do"]).sum())
+
+        return complex_step(total, x, "q k v proj")
+
+    check("sparse_linear_backward", reference, b=1, h=2, t=11, d=3, top=top)
+
+
 # ---- B3 ----------------------------------------------------------------------------------------
 
 
@@ -397,6 +455,7 @@ def test_pairs_of_keys_by_the_kronecker_product() -> None:
     "block_sparse_attention", "variable_block_attention", "xattention", "sparse_linear_attention",
     "sparse_linear_marginal", "permuted_attention", "permuted_attention_int8", "hyper_attention",
     "hyper_attention_causal", "hash_order", "scout_attention", "combiner_attention",
+    "block_sparse_backward", "sparse_linear_backward",
 ])  # fmt: skip
 def test_real_shapes_are_programs_of_the_same_definition(name: str) -> None:
     for shape in find(name).shapes:

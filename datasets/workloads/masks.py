@@ -153,7 +153,7 @@ def _block_lists(i: Node, j: Node, f: Facts) -> Node:
 
 
 def _per_head(i: Node, j: Node, f: Facts) -> Node:
-    """Causal, and by the head's kind: all keys, sinks and a window, or listed blocks and its own."""
+    """Causal, and by the head's kind: all keys, sinks and a window, or listed and own blocks."""
     kind = input_("kind", {"h": f.heads}, "int32")
     listed = _block_lists(i, j, f) | eq(i // f.block, j // f.block)
     streaming = eq(kind, 1) & _sink_local(i, j, f)

@@ -162,7 +162,7 @@ def xattention(
 # ---- B2: sparse and linear branches ------------------------------------------------------------
 
 
-def _feature(x: Node) -> Node:
+def feature(x: Node) -> Node:
     """Softmax over the channels."""
     p = exp(x - max_("d", x))
     return p / sum_("d", p)
@@ -173,6 +173,11 @@ def _block_ranks(q: Node, k: Node, block: int, block_k: int) -> Node:
     centred = k - sum_("j", k) / float(size(k, "j"))
     pooled = sum_("d", block_mean(q, "i", block, "m") * block_mean(centred, "j", block_k, "y"))
     return rank(pooled, "y")
+
+
+def kept_blocks(q: Node, k: Node, block: int, block_k: int, top: int) -> Node:
+    """Whether key block y is among the `top` best of query block m."""
+    return _block_ranks(q, k, block, block_k) < top
 
 
 def _linear(q: Node, state: Node, total: Node) -> Node:
@@ -193,8 +198,8 @@ def sparse_linear_attention(
     place = _block_ranks(q, k, block, block_k)
     listed = listed_at(place, place < top, "y", "n", top)
     sparse, _ = listed_attention(q, k, v, listed, None, block, block_k)
-    fk = _feature(k)
-    linear = _linear(_feature(q), sum_("j", fk * v), sum_("j", fk))
+    fk = feature(k)
+    linear = _linear(feature(q), sum_("j", fk * v), sum_("j", fk))
     proj = tensor("proj", dtype, "weight", e=d, f=d)
     o = sparse + rename(sum_("e", linear * proj), {"f": "e"})
     return algebra(o=("b h i e", cast(o, dtype)), listed=("b h m n", listed))
@@ -211,11 +216,11 @@ def sparse_linear_marginal(
     place = _block_ranks(q, k, block, block_k)
     listed = listed_at(place, place < top, "y", "n", top)
     sparse, _ = listed_attention(q, k, v, listed, None, block, block_k)
-    fk, blocks = _feature(k), -(-t // block_k)
+    fk, blocks = feature(k), -(-t // block_k)
     middle = cast((place >= top) & (place < blocks - skip), "float32")
     state = sum_("y", middle * block_sum(fk * v, "j", block_k, "y"))
     total = sum_("y", middle * block_sum(fk, "j", block_k, "y"))
-    fq = in_blocks(_feature(q), "i", block, "m", "w")
+    fq = in_blocks(feature(q), "i", block, "m", "w")
     linear = out_of_blocks(_linear(fq, state, total), "m", "w", "i", t)
     proj = tensor("proj", dtype, "weight", e=d, f=d)
     o = sparse + rename(sum_("e", linear * proj), {"f": "e"})
