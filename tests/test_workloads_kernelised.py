@@ -68,15 +68,6 @@ def test_nalaformer() -> None:
     check("nalaformer", reference)
 
 
-def test_ecoformer() -> None:
-    def reference(x: Arrays, s: Any) -> Arrays:
-        hashes = x["hashes"].swapaxes(-1, -2)
-        codes = [2.0 * (x[n] @ hashes >= 0) - 1 for n in "qk"]
-        return {"o": codes[0] @ codes[1].swapaxes(-1, -2) @ x["v"]}
-
-    check("ecoformer", reference)
-
-
 def test_relative_kernel_attention_by_fft() -> None:
     """The Toeplitz products as circular convolutions of twice the length."""
 

@@ -140,21 +140,6 @@ def nalaformer(*, b: int, h: int, t: int, d: int, e: int, dtype: str = "bfloat16
     return results(dtype, o=("b h t e", o))
 
 
-@workload("D17", "C Q", {**SMALL, "bits": 6}, {
-    "pvt": {"b": 8, "h": 1, "t": 3136, "d": 32, "e": 32, "bits": 16}})  # fmt: skip
-def ecoformer(
-    *, b: int, h: int, t: int, d: int, e: int, bits: int, dtype: str = "bfloat16"
-) -> Program:
-    """Linear attention between sign codes of learned hashes: b_q (b_k' v), sums alone."""
-    s = {"b": b, "h": h, "t": t, "d": d, "e": e, "c": bits}
-    q, k, v = qkv(s, dtype)
-    (hashes,) = weights(s, dtype, hashes="h c d")
-    code_q, code_k = (
-        where(sum_("d", x * hashes) >= 0.0, number(1.0), -1.0) for x in (q, k)
-    )  # fmt: skip
-    return results(dtype, o=("b h t e", sum_("c", code_q * sum_("t", code_k * v))))
-
-
 @workload("D16", "C T", {**SMALL, "f": 4}, {
     "8k": {"b": 4, "h": 8, "t": 8192, "d": 64, "e": 64, "f": 64}},
     {"bias": normal(0.5), "w": normal(0.5)})  # fmt: skip
