@@ -1,4 +1,4 @@
-"""Definitions that nobody wrote a rule for: one kernel each, right, and one pass where there is one.
+"""Definitions that nobody wrote a rule for: one right kernel each, one pass where there is one.
 
 Every definition is compiled by the schedule that the analytic model likes best and, where its
 reduces have a single pass, by the best one-pass schedule; all of it in one library.
