@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import prod
 
-from autosched.codegen.triton_helpers import helper_texts
+from autosched.codegen.triton_helpers import HELPERS, helper_texts
 from autosched.codegen.triton_loops import Loops
 from autosched.codegen.triton_memory import access_of, extents_of
 from autosched.codegen.triton_spec import Launch, Tensor, TritonModule
@@ -29,6 +29,7 @@ from autosched.codegen.triton_text import (
 from autosched.codegen.triton_values import MAX_ELEMENTS, number
 from autosched.codegen.triton_views import resolve
 from autosched.ir.node import Node, Program, walk
+from autosched.ir.ops import kernel_facts
 from autosched.ir.rules.action import Illegal
 from autosched.ir.scope import scope_of
 
@@ -54,10 +55,12 @@ class _Module:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.kernels = tuple(map(resolve, program.body))
-        names = Names()
-        self.functions = [names.fresh(k.attr[0]) for k in self.kernels]
-        params = Names(self.functions)
-        self.tensors = {h: params.fresh(h.attr[0]) for h in self.handles()}
+        names = Names(HELPERS)
+        self.tensors = {h: names.fresh(h.attr[0]) for h in self.handles()}
+        self.functions = [
+            names.fresh(f"{k.attr[0]}_kernel" if k.attr[0] in names.used else k.attr[0])
+            for k in self.kernels
+        ]
 
     def handles(self) -> Iterable[Node]:
         """Inputs and buffers that kernels use: inputs, packed, scratch, then outputs in order."""
@@ -79,8 +82,7 @@ class _Module:
             helpers |= emitter.helpers
             combines |= dict(emitter.combines.values())
         source = module_text(header, [*helper_texts(helpers), *combines.values()], texts)
-        tensors = tuple(Tensor(n, h.dtype, extents_of(h), _role(h))
-                        for h, n in self.tensors.items())  # fmt: skip
+        tensors = tuple(Tensor(h.attr[0], h.dtype, extents_of(h), _role(h)) for h in self.tensors)
         return TritonModule(source, tensors, tuple(launches))
 
 
@@ -101,12 +103,12 @@ class _Kernel(Loops):
         self.rides: dict[Node, Node] = {}  # serial loop to the fold that it becomes part of
 
     def kernel(self, node: Node, name: str) -> tuple[str, Launch]:
-        facts = dict(node.attr[2]) if len(node.attr) > 2 else {}
+        facts = kernel_facts(node)
         self.stages = number(facts.get("stages", 1))
-        self.use_descriptors = bool(facts.get("descriptors", 0))
+        self.use_descriptors = number(facts.get("descriptors", 0)) > 0
         used = {n.src[0] for n in walk(node) if n.op in ("load", "store")}
         self.tensors = {h: t for h, t in self.all_tensors.items() if h in used}
-        self.scopes.names = Names((*self.tensors.values(), name))
+        self.scopes.names = Names((*self.tensors.values(), *HELPERS, name))
         grid, body = _grid(node)
         self.prepare(node, grid, body)
         persistent = any(loop.attr[1] == "persistent" for loop in grid)
@@ -125,8 +127,8 @@ class _Kernel(Loops):
         lines += [f"    {line}" for line in self.scopes.stack[0].lines]
         text = "\n".join(["@triton.jit", *(p for line in lines for p in wrapped(line))])
         launch = Launch(
-            name, tuple(self.tensors.values()), total, number(facts.get("warps", 4)),
-            max(self.stages, 1), number(facts.get("per_sm", 1)) if persistent else 0,
+            name, tuple(h.attr[0] for h in self.tensors), total, number(facts.get("warps", 4)),
+            max(self.stages, 1), max(number(facts.get("persistent", 1)), 1) if persistent else 0,
             bool(self.made_descriptors),
         )  # fmt: skip
         return text, launch
@@ -179,7 +181,7 @@ class _Kernel(Loops):
         self.order_loads(nodes)
         for node in nodes:
             size = prod(self.sizes.get(a, 1) for t in node.types[:1] for a in t.names)
-            if size > MAX_ELEMENTS:
+            if node.op not in ("input", "buffer") and size > MAX_ELEMENTS:
                 raise Unsupported(f"a tensor of {size} elements")
 
     def nest(self, nodes: Sequence[Node], depth: int) -> None:

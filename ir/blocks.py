@@ -99,12 +99,12 @@ class Blocks:
         return self.block(extent, size, name, as_node(0))
 
     def blocked(
-        self, axis: str, extent: int, size: Extent, taken: Collection[str] = ()
+        self, axis: str, extent: int, size: Extent, kind: str, taken: Collection[str] = ()
     ) -> tuple[str, Node]:
-        """(the loop over blocks, the coordinates of a block) of an axis."""
+        """(the loop over blocks, the coordinates of a block) of an axis; kind: whose loop it is."""
         trips = ext_cdiv(extent, size)
-        outer = self.name(f"{axis}.o", axis, extent, size, taken=taken)
-        name = self.name(f"{axis}.i", axis, extent, size, taken=taken)
+        outer = self.name(f"{axis}.o", axis, extent, size, kind, taken=taken)
+        name = self.name(f"{axis}.i", axis, extent, size, kind, taken=taken)
         return outer, self.block(extent, size, name, iota(outer, trips) * as_node(size))
 
     def box(self, at: Node) -> str:
@@ -243,7 +243,7 @@ class Blocks:
         if isinstance(size, int) and (size == 0 or size >= extent):
             at = self.whole(axis, extent, taken)
             return self._box_reduce(node, {**env, axis: at}, self.box(at))
-        outer, at = self.blocked(axis, extent, size, taken)
+        outer, at = self.blocked(axis, extent, size, "reduce", taken)
         part = self._box_reduce(node, {**env, axis: at}, self.box(at))
         return self._accumulate(node, part, outer, ext_cdiv(extent, size))
 

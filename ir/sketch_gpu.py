@@ -29,7 +29,8 @@ MATRIX_BLOCKS = (16, 32, 64, 128, 256)
 STEP_BLOCKS = (16, 32, 64, 128)  # elements of a reduced axis between two loads
 ROW_BLOCKS = (1, 2, 4, 8, 16, 32, 64)
 LINE_BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-PASS_BLOCKS = (32, 64, 128)  # of an axis that one pass over a chain of reduces walks
+# Of an axis that one pass over a chain of reduces walks: with a contraction in it, and without.
+PASS_BLOCKS, PASS_LINES = (32, 64, 128), (512, 2048, 8192)
 WHOLE = 256  # elements of a matrix axis that stay in one box
 LONG_LINE = 16384  # elements of a row that stay in one box
 REGISTER_BYTES = 4 * 255  # of one thread
@@ -42,6 +43,8 @@ def gpu_sketches(program: Program, target: Target) -> tuple[Sketch, ...]:
     out: dict[tuple[Action, ...], Sketch] = {}
     heads: list[tuple[str, list[Action], Program]] = []
     for pass_ in passes(program):
+        if _fits_a_line(program, pass_["axis"]):
+            continue
         cascaded = cascade.apply(program, pass_)
         if not isinstance(cascaded, Illegal):
             heads.append((f"onepass{pass_['block']}.", [pass_], cascaded))
@@ -54,19 +57,31 @@ def gpu_sketches(program: Program, target: Target) -> tuple[Sketch, ...]:
 
 def passes(program: Program) -> list[Action]:
     """Every chain of reduces over one axis that is longer than a block, in blocks of each size."""
-    axes: dict[str, int] = {}
+    axes: dict[str, tuple[int, bool]] = {}
     for node in walk(*program.body):
         if node.op == "reduce" and len(node.attr[1]) == 1:
             (axis,) = node.attr[1]
             extent = next(e for s in node.src for a, e in s.free if a == axis)
-            if isinstance(extent, int) and cascade.chained(program, axis):
-                axes[axis] = extent
+            chain = cascade.chained(program, axis)
+            if isinstance(extent, int) and chain:
+                dots = any(r.op == "reduce" and _product(r) for r in walk(*chain))
+                axes[axis] = (extent, dots)
     return [
         act("cascade", axis=axis, block=block)
-        for axis, extent in axes.items()
-        for block in PASS_BLOCKS
+        for axis, (extent, dots) in axes.items()
+        for block in (PASS_BLOCKS if dots else PASS_LINES)
         if block < extent
     ]
+
+
+def _fits_a_line(program: Program, axis: str) -> bool:
+    """Whether the values along the axis are stored too, and a box holds all of them: then they
+    are read once and need no pass of their own."""
+    return any(
+        o.extents[o.dims.index(axis)] <= LONG_LINE
+        for o in program.outputs
+        if axis in o.dims
+    )
 
 
 def _of_program(
@@ -229,6 +244,8 @@ def _ways(
     dims = max((o.dims for o, _ in group), key=len)
     extents = {a: int(str(e)) for o, _ in group for a, e in zip(o.dims, o.extents)}
     dims = (*dims, *(a for a in extents if a not in dims))
+    # What one pass has walked is walked again, block by block, where its results are stored.
+    again = {a for a in dims if any(s.startswith(f"{a}.") for s in axes.steps)} - {*axes.reduced}
     if axes.contracted & set(axes.reduced):
         cut = [c for c in (_matrix_cut(dims, extents, axes, big) for big in (True, False)) if c]
     else:
@@ -236,7 +253,10 @@ def _ways(
     ways = []
     for sizes in {tuple(c.items()): c for c in cut}.values():
         knobs: list[Knob] = []
-        plan_axes = [[a, _knob(knobs, f"k{number}.{a}", sizes[a])] for a in dims]
+        plan_axes = [
+            [a, _knob(knobs, f"k{number}.{a}", sizes[a]), *([tile.SERIAL] if a in again else [])]
+            for a in dims
+        ]
         reduces = [
             [a, _knob(knobs, f"k{number}.sum.{a}", _reduce_sizes(a, e, axes))]
             for a, e in sorted(axes.reduced.items())
@@ -315,22 +335,19 @@ def _sides(free: Sequence[str], extents: dict[str, int]) -> set[str]:
 def _line_cut(dims: Sequence[str], extents: dict[str, int], axes: _Axes) -> dict[str, Sizes]:
     """A box along the contiguous axis, or along what is reduced, and some rows of another."""
     out: dict[str, Sizes] = {}
-    rest: list[str] = []
-    for axis in reversed(dims):
+    for axis in dims:
         extent = extents[axis]
         if axis in axes.steps:
             out[axis] = tile.STEP
         elif axis in axes.reduced:
             out[axis] = 0 if extent <= LONG_LINE else _up_to(LINE_BLOCKS, extent)
-        elif not axes.reduced and not rest:
+        elif axis == dims[-1]:
             out[axis] = _up_to(LINE_BLOCKS, extent)
-            rest.append(axis)
         else:
             out[axis] = 1
-            rest.append(axis)
-    own = [a for a in rest if out[a] == 1 and extents[a] > 1]
-    if own:
-        longest = max(own, key=lambda a: extents[a])
+    rows = [a for a in dims if out[a] == 1 and extents[a] > 1]
+    if rows:
+        longest = max(rows, key=lambda a: extents[a])
         out[longest] = _up_to(ROW_BLOCKS, extents[longest])
     return out
 

@@ -9,7 +9,8 @@
     args:    keep, numbers of values (see `inline.candidates`) that get a kernel and a buffer;
              plans, one a kernel, kept values first, then the outputs: (axes, reduces, facts) with
              axes (axis, size) outermost first, size 1 for a point of the grid, 0 for the whole
-             axis in the box, "step" for the axis of a fold whose results are stacked;
+             axis in the box, "step" for the axis of a fold whose results are stacked; and
+             (axis, size, "serial") for blocks that one program stores one after the other;
              reduces (axis, size) with 0 for the whole; facts (name, number) of the launch;
              narrow, precision: how dots multiply (see `products.DotTypes`).
     Illegal: NOT_ALGEBRA, NO_SUCH_CANDIDATE, PLANS (not one a kernel, or not its axes), NO_BLOCK
@@ -36,8 +37,9 @@ from autosched.ir.rules.inline import candidates
 from autosched.ir.scans import without_scans
 
 STEP = "step"
+SERIAL = "serial"
 Plan: TypeAlias = (
-    "tuple[tuple[tuple[str, Extent | str], ...], dict[str, Extent], dict[str, Extent]]"
+    "tuple[tuple[tuple[str, Extent | str, bool], ...], dict[str, Extent], dict[str, Extent]]"
 )
 
 
@@ -124,7 +126,7 @@ def _axis_order(program: Program) -> dict[str, int]:
 def _plan(data: Sequence[Sequence[Sequence[object]]]) -> Plan:
     axes, reduces, facts = data
     return (
-        tuple((str(a), s if s == STEP else _size(s)) for a, s in axes),
+        tuple((str(a), s if s == STEP else _size(s), SERIAL in how) for a, s, *how in axes),
         {str(a): _size(s) for a, s in reduces},
         {str(a): _size(s) for a, s in facts},
     )
@@ -136,7 +138,7 @@ def _size(value: object) -> Extent:
 
 def _misfit(group: Sequence[tuple[Output, Node]], plan: Plan) -> str:
     wanted = {a for o, _ in group for a in o.dims}
-    given = [a for a, _ in plan[0]]
+    given = [a for a, _, _ in plan[0]]
     if sorted(given) != sorted(wanted):
         return f"the kernel of {group[0][0].name} has the axes {sorted(wanted)}, not {given}"
     return ""
@@ -150,7 +152,7 @@ def _kernel(
     extents = {a: e for o, _ in group for a, e in zip(o.dims, o.extents)}
     grid: list[tuple[str, Extent]] = []
     steps: dict[str, tuple[str, Extent]] = {}
-    for axis, size in axes:
+    for axis, size, serial in axes:
         extent = extents[axis]
         if not isinstance(extent, int):
             raise NoBlock(f"the axis {axis} has an open extent")
@@ -166,8 +168,11 @@ def _kernel(
             blocks.own[axis] = blocks.whole(axis, extent)
         else:
             assert not isinstance(size, str)
-            outer, blocks.own[axis] = blocks.blocked(axis, extent, size)
-            grid.append((outer, ext_cdiv(extent, size)))
+            outer, blocks.own[axis] = blocks.blocked(axis, extent, size, "store")
+            if serial:
+                steps[axis] = (outer, ext_cdiv(extent, size))
+            else:
+                grid.append((outer, ext_cdiv(extent, size)))
     values = [blocks.at(v, {a: blocks.own[a] for a in v.names}) for _, v in group]
     values = merged_folds(values)
     body = [_stored(o, v, blocks, steps) for (o, _), v in zip(group, values)]
