@@ -75,7 +75,7 @@ FAMILIES = ("softmax", "attention", "layernorm", "layer_norm", "rmsnorm", "rms_n
 OPERATORS = {
     "attention", "attn", "softmax", "softplus", "sigmoid", "silu", "swish", "gelu", "relu",
     "elu", "mish", "swiglu", "geglu", "layernorm", "rmsnorm", "batchnorm", "groupnorm",
-    "instancenorm", "matmul", "gemm", "gemv", "bmm", "einsum", "conv", "conv2", "d",
+    "instancenorm", "matmul", "gemm", "gemv", "bmm", "einsum", "conv", "conv2",
     "convolution", "pooling", "maxpool", "rotary", "rope", "alibi", "embedding", "dropout",
     "lstm", "gru", "mlp", "moe", "transformer", "flash", "topk", "qkv", "logits",
     "crossentropy", "retention", "mamba",
