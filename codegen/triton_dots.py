@@ -96,7 +96,7 @@ class Dots(Memory):
         if acc is not None:
             words.append(acc.text)
         if kind == "float32":
-            precision = node.attr[2] if len(node.attr) > 2 else "ieee"
+            precision = (node.attr[2] if len(node.attr) > 2 else "") or "ieee"
             words.append(f'input_precision="{precision}"')
         if node.attr[1] == "float16" or (kind == "float64" and acc is None):
             words.append(f"out_dtype={TYPES[node.attr[1]]}")

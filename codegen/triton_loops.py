@@ -91,10 +91,9 @@ class Loops(Dots):
             self.direct = step
             yields.append(self.value(step))
         if node in self.riders:
-            level = self.scopes.level
             for n, out in enumerate(rest[len(names) :]):
                 whole = get(node, len(names) + n)
-                self.scopes.keep(whole, level, (self.value(out),))
+                self.scopes.keep(whole, (self.value(out),))
             self.statements(self.riders[node])
         return yields
 

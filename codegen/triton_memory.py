@@ -123,14 +123,13 @@ class Memory(Values):
         terms = self.address(node).tiles
         if not terms:
             return None
-        here = self.scopes.level
         groups: dict[int, list[tuple[Node, int]]] = {}
         for term in terms:
             groups.setdefault(self.scopes.home(term[0]), []).append(term)
         total: Val | None = None
         for level in sorted(groups):
-            part = self._sum(tuple(groups[level]), dims, level, node)
-            self.scopes.level = here
+            with self.scopes.at(level):
+                part = self._sum(tuple(groups[level]), dims, node)
             if total is None:
                 total = part
             else:
@@ -139,14 +138,13 @@ class Memory(Values):
         return total
 
     def _sum(
-        self, terms: tuple[tuple[Node, int], ...], dims: tuple[str, ...], level: int, node: Node
+        self, terms: tuple[tuple[Node, int], ...], dims: tuple[str, ...], node: Node
     ) -> Val:
         """The sum of terms that belong to one scope, made and named there."""
-        self.scopes.level = level
         vals = [self.value(t) for t, _ in terms]
         own = tuple(d for d in dims if any(d in v.dims for v in vals))
         key = (frozenset(terms), own)
-        found = self.scopes.stack[level].sums.get(key)
+        found = self.scopes.stack[-1].sums.get(key)
         if found is not None:
             return found
         wide = [self.aligned(v, own) for v in vals]
@@ -156,7 +154,7 @@ class Memory(Values):
         if parts == [vals[0].text]:
             out = vals[0]
         out = self.named(out, f"{self.tensors[node.src[0]]}_offs")
-        self.scopes.stack[level].sums[key] = out
+        self.scopes.stack[-1].sums[key] = out
         return out
 
     def pointer(self, node: Node, dims: tuple[str, ...], full: bool) -> Val:
@@ -296,12 +294,11 @@ class Memory(Values):
         key = (handle, block)
         if key not in self.made_descriptors:
             name = self.tensors[handle]
-            here, self.scopes.level = self.scopes.level, 0
             parts = (extents_of(handle), strides_of(handle), block)
             text = ", ".join(str(list(p)) for p in parts)
-            made = self.named(Val(f"tl.make_tensor_descriptor({name}, {text})", (), ""),
-                              f"{name}_box")  # fmt: skip
-            self.scopes.level = here
+            with self.scopes.at(0):
+                made = self.named(Val(f"tl.make_tensor_descriptor({name}, {text})", (), ""),
+                                  f"{name}_box")  # fmt: skip
             self.made_descriptors[key] = made.text
         return self.made_descriptors[key]
 

@@ -43,7 +43,7 @@ def apply(node: Node, operands: Sequence[Val], dims: tuple[str, ...], use: Use) 
         held[-1] = tensor(held[-1])
     text, rank = SCALAR_ROWS[fn](node, held, use)
     dtype = held[-1].dtype if node.dtype in FLOATS else node.dtype
-    return Val(text, dims, dtype, rank)
+    return Val(text, dims, dtype, rank, text.isdigit())
 
 
 _CALLS_WITH_TENSORS = frozenset(("where", "max", "min"))
@@ -107,6 +107,18 @@ def _sum(node: Node, x: Sequence[Val], use: Use) -> tuple[str, int]:
         rest = b if a.text == "0" else a
         return rest.text, rest.rank
     return _infix("+", ADD)(node, (a, b), use)
+
+
+def _product(node: Node, x: Sequence[Val], use: Use) -> tuple[str, int]:
+    """Of integers, with the coordinate of a loop of one step, which is 0, multiplied out."""
+    a, b = x
+    if a.dtype not in FLOATS and not a.dims and not b.dims:
+        if "0" in (a.text, b.text):
+            return "0", ATOM
+        if "1" in (a.text, b.text):
+            rest = b if a.text == "1" else a
+            return rest.text, rest.rank
+    return _infix("*", MUL)(node, x, use)
 
 
 def _compare(sign: str) -> Row:
@@ -229,7 +241,7 @@ def _int_power(node: Node, x: Sequence[Val], use: Use) -> tuple[str, int]:
 _AND, _OR, _XOR = _infix("&", BITAND), _infix("|", BITOR), _infix("^", BITXOR)
 
 SCALAR_ROWS: dict[str, Row] = {
-    "add": _sum, "sub": _infix("-", ADD), "mul": _infix("*", MUL),
+    "add": _sum, "sub": _infix("-", ADD), "mul": _product,
     "div": _infix("/", MUL),
     "floordiv": _of_kind(_floored, _down("//", "floor_div")),
     "truncdiv": _of_kind(_truncated, _infix("//", MUL)),

@@ -6,7 +6,8 @@ changes; it is made there once and read by name in all scopes inside.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from autosched.codegen.triton_text import Names, Val
@@ -27,7 +28,6 @@ class Scope:
     lines: list[str] = field(default_factory=list)
     memo: dict[Node, tuple[Val, ...]] = field(default_factory=dict)
     sums: dict[tuple[object, ...], Val] = field(default_factory=dict)  # of offsets
-    parent: int = 0  # the level that its lines go to
     loop: bool = False
     names: list[str] = field(default_factory=list)  # of the lines here
 
@@ -41,12 +41,12 @@ class Scope:
 
 
 class Scopes:
-    """The stack of scopes; `level` is the one that lines go to now."""
+    """The stack of scopes; lines go to the last one."""
 
     def __init__(self) -> None:
         self.stack = [Scope()]
-        self.level = 0
         self.names = Names()
+        self.hidden = 0  # how many scopes inside the last one are open
         self._free: dict[Node, frozenset[str]] = {}
 
     def free(self, node: Node) -> frozenset[str]:
@@ -68,18 +68,34 @@ class Scopes:
                 return scope.memo[node]
         return None
 
-    def keep(self, node: Node, level: int, values: tuple[Val, ...]) -> None:
-        self.stack[level].memo[node] = values
+    def keep(self, node: Node, values: tuple[Val, ...]) -> None:
+        self.stack[-1].memo[node] = values
 
     def fresh(self, wanted: str) -> str:
         """A name for a line at this level."""
-        scope = self.stack[self.level]
-        name = self.names.fresh(wanted, scope.loop and scope is self.stack[-1])
+        scope = self.stack[-1]
+        name = self.names.fresh(wanted, scope.loop and not self.hidden)
         scope.names.append(name)
         return name
 
     def line(self, text: str) -> None:
-        self.stack[self.level].lines.append(text)
+        self.stack[-1].lines.append(text)
+
+    @property
+    def level(self) -> int:
+        return len(self.stack) - 1
+
+    @contextmanager
+    def at(self, level: int) -> Iterator[None]:
+        """With the scopes inside `level` out of sight: what is made there knows nothing of them."""
+        inside = self.stack[level + 1 :]
+        del self.stack[level + 1 :]
+        self.hidden += len(inside)
+        try:
+            yield
+        finally:
+            self.stack += inside
+            self.hidden -= len(inside)
 
     def bound(self, axis: str) -> Val | None:
         for scope in reversed(self.stack):
@@ -101,19 +117,17 @@ class Scopes:
         loop: bool = False,
     ) -> None:
         scope = Scope(dict(axes or {}), dict(states or {}), frozenset(changing))
-        scope.parent, scope.loop = self.level, loop
+        scope.loop = loop
         self.stack.append(scope)
-        self.level = len(self.stack) - 1
 
     def leave(self, header: str = "") -> None:
         """Close the innermost scope; with a header its lines become a block, else they follow."""
         scope = self.stack.pop()
-        self.level = scope.parent
         indent = "    " if header else ""
         if scope.loop:
             self.names.released.update(scope.names)
         else:
-            self.stack[self.level].names += scope.names
+            self.stack[-1].names += scope.names
         if header and scope.lines:
             self.line(header)
         for text in scope.lines:

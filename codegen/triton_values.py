@@ -61,17 +61,15 @@ class Values:
         found = self.scopes.known(node)
         if found is not None:
             return found
-        here = self.scopes.level
-        home = self.scopes.home(node)
-        self.scopes.level = home
+        here, home = self.scopes.level, self.scopes.home(node)
         method = self.methods.get(node.op)
         if method is None:
             raise Unsupported(f"a {node.op} has no Triton form here")
-        got: tuple[Val, ...] = getattr(self, method)(node)
-        if len(got) == 1 and not self.stays_inline(node, got[0], here == home):
-            got = (self.named(got[0], self.hint(node, got[0].dims)),)
-        self.scopes.keep(node, home, got)
-        self.scopes.level = here
+        with self.scopes.at(home):
+            got: tuple[Val, ...] = getattr(self, method)(node)
+            if len(got) == 1 and not self.stays_inline(node, got[0], here == home):
+                got = (self.named(got[0], self.hint(node, got[0].dims)),)
+            self.scopes.keep(node, got)
         return got
 
     def stays_inline(self, node: Node, val: Val, same_scope: bool) -> bool:
@@ -147,13 +145,13 @@ class Values:
         alone = self.uses.get(node, 1) == 1 or node.dtype == "bool"
         if not (turned and alone and node.op == "map" and self.scopes.known(node) is None):
             return self.aligned(self.value(node), dims, hint)
-        here, kept = self.scopes.level, tuple(d for d in dims if d in own)
-        self.scopes.level = self.scopes.home(node)
-        operands = [self.oriented(s, kept) for s in node.src]
-        val = scalars.apply(node, operands, kept, self.use)
-        if len(val.text) > INLINE or self.scopes.level != here:
-            val = self.named(val, self.hint(node, kept))
-        self.scopes.level = here
+        here, home = self.scopes.level, self.scopes.home(node)
+        kept = tuple(d for d in dims if d in own)
+        with self.scopes.at(home):
+            operands = [self.oriented(s, kept) for s in node.src]
+            val = scalars.apply(node, operands, kept, self.use)
+            if len(val.text) > INLINE or home != here:
+                val = self.named(val, self.hint(node, kept))
         return self.aligned(val, dims, hint)
 
     def permuted(self, val: Val, dims: tuple[str, ...]) -> Val:

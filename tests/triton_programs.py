@@ -39,7 +39,7 @@ def gpu_kernel(
     """A kernel whose grid has these axes, the last one fastest."""
     for axis, count in reversed(list(grid.items())):
         body = [forall(axis, 0, count, bind, body)]
-    return Node("kernel", tuple(body), (name, (), facts))
+    return kernel(name, body, facts=dict(facts))
 
 
 def tile_program(kernels: Sequence[Node], **outputs: Node) -> Program:
@@ -87,9 +87,7 @@ def gemm(
         [k_at, n_at], [k_dim, n_dim])  # fmt: skip
     b = load(w, w_starts, w_dims, (col < n) & in_k, zero(dtype))
     acc = carry("acc", F32, {"m.i": bm, "n.i": bn})
-    product = dot(a, b, "k.i", F32)
-    if precision:
-        product = Node("dot", product.src, (*product.attr, precision))
+    product = dot(a, b, "k.i", F32, precision)
     total = get(fold("k.o", [(0, cdiv(k, bk))], {"acc": (zero(), acc + product)}))
     out = gelu(total + load(bias, [n_at], [n_dim], col < n, zero()))
     y = output("y", (m, n), dtype)
