@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 from autosched.codegen import tvm_api as tir
+from autosched.codegen.runtime.arrays import STORAGE
 from autosched.codegen.tvm_index import Unsupported, elements, flat_terms
 from autosched.codegen.tvm_scope import Scope
 from autosched.codegen.tvm_values import Values, read_often, stored_dtype
@@ -37,6 +38,9 @@ class Emitted:
 def emit(program: Program, name: str, features: Sequence[str] = ()) -> Emitted | Illegal:
     """The function of a tile program with all knobs bound; features: LLVM's names of the CPU's."""
     program = program.with_body(*map(as_reduce, program.body))
+    foreign = sorted({t.dtype for n in walk(*program.body) for t in n.types} - set(STORAGE))
+    if foreign:
+        return Illegal("BACKEND", f"no CPU form of {', '.join(foreign)}")
     try:
         return _Emitter(program, {"avx512f", "avx512vl"} <= set(features)).function(name)
     except Unsupported as error:

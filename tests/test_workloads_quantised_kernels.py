@@ -1,0 +1,50 @@
+"""Quantised workloads through compiled CPU kernels: bits, shifts and codes as machines have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from workload_check import distance
+
+from autosched.codegen.build import BuiltKernel, compile_kernel
+from autosched.codegen.measure_jobs import bind, run_guarded
+from autosched.codegen.runtime.arrays import STORAGE
+from autosched.codegen.task_files import TaskData
+from autosched.datasets.workloads import quantised_attention, quantised_bits, quantised_gemm
+from autosched.datasets.workloads.define import collected
+from autosched.ir.interp import evaluate
+from autosched.ir.rules.action import Illegal, act
+from autosched.ir.schedule import Schedule
+from autosched.ir.target import host_target
+
+MODULES = {m.__name__ for m in (quantised_attention, quantised_bits, quantised_gemm)}
+NAMES = [n for n, w in collected().items() if w.define.__module__ in MODULES]
+FP8 = {"sage_attention2", "fireq_attention", "fireq_linear", "fp8_gemm"}
+OTHERS = [("mr_gptq", {"kind": "nvfp4"}), ("minifloat_linear", {"codec": "e2m3"}),
+         ("minifloat_linear", {"codec": "e5m2"}), ("flexq", {"form": "ints", "bits": 8}),
+         ("itq3", {"rotate": "tokens"}), ("matgptq", {"r": 8})]  # fmt: skip
+PLAIN = Schedule("plain", (act("inline", keep=[]),))
+
+
+@pytest.mark.parametrize("name, changes", [*((n, {}) for n in NAMES), *OTHERS])
+def test_kernels_decode_as_the_definition_does(
+    name: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    found = collected()[name]
+    program, given = found.program(**changes), found.inputs(3, **changes)
+    built = compile_kernel(program, PLAIN, host_target(), "k")
+    if name in FP8 or changes.get("kind") == "nvfp4":  # a CPU has no such numbers
+        assert isinstance(built, Illegal)
+        assert built.why.startswith("no CPU form of float8_e4m3")
+        return
+    assert isinstance(built, BuiltKernel), built
+    library = tmp_path / "k.so"
+    library.write_bytes(built.library)
+    data = {n.attr[0]: np.ascontiguousarray(given[n.attr[0]].astype(STORAGE[n.attr[2]]))
+            for n in program.inputs}  # fmt: skip
+    bound = bind(TaskData(data, {}), library, "k", built.args, 2)
+    run_guarded(bound)
+    for out, want in evaluate(program, given).items():
+        assert distance(bound.outputs[out], want) < 2e-6
