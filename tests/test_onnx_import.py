@@ -142,6 +142,27 @@ def test_windows_that_overlap_leave_gaps_and_reach_into_padding() -> None:
     same(model, rtol=1e-4, x=numbers(2, 4, 9, 7, seed=3))
 
 
+def test_an_operator_without_a_row_is_read_by_its_definition() -> None:
+    """Attributes that are left out have their defaults there, and scales are constants."""
+    model = parsed("""agraph (float[2, 6, 5, 3] x) => (float[2, 6, 5, 3] y, float[2, 6, 5, 3] z)
+                      {y = GroupNormalization<num_groups = 3>(x, w, b)
+                       z = MeanVarianceNormalization(x)}""", opset=21)
+    weights = {"w": numbers(6, seed=1), "b": numbers(6, seed=2)}
+    assert not imported(with_weights(model, **weights)).islands
+    same(model, rtol=1e-4, x=numbers(2, 6, 5, 3))
+
+
+def test_rows_of_a_cache_are_replaced_from_an_index_on() -> None:
+    model = parsed("""agraph (float[2, 7, 3] cache, float[2, 4, 3] x, int64[2] at) => (y)
+                      {y = TensorScatter<mode = "circular">(cache, x, at)}""", opset=24)
+    cache, x, at = numbers(2, 7, 3), numbers(2, 4, 3, seed=1), np.array([2, 5])
+    want = cache.copy()
+    for b, n in np.ndindex(2, 4):
+        want[b, (at[b] + n) % 7] = x[b, n]
+    got = run_graph(imported(model), {"cache": cache, "x": x, "at": at})["y"]
+    np.testing.assert_array_equal(got, want.astype(np.float64))
+
+
 @pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "wrap"])
 def test_pads(mode: str) -> None:
     same(

@@ -21,7 +21,7 @@ import onnx.defs
 import onnx.version_converter
 
 from autosched.ir.frontend.call import DTYPES_BY_NUMBER, HALVES
-from autosched.ir.frontend.onnx import import_model
+from autosched.ir.frontend.onnx import import_model, written_out
 from autosched.ir.frontend.table import OPSETS, TABLE
 from autosched.ir.graph import ModelError, ModelGraph
 
@@ -69,7 +69,7 @@ def _collected() -> tuple[Any, ...]:
 
 
 def _is_known(model: onnx.ModelProto) -> bool:
-    return all(n.op_type in TABLE for n in model.graph.node)
+    return all(n.op_type in TABLE for n in written_out(model).graph.node)
 
 
 def cases() -> Iterator[Case]:

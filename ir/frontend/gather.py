@@ -11,6 +11,7 @@ from autosched.ir.frontend.tensor import (
     Tensor,
     as_index,
     flatten_dim,
+    index_of,
     narrow,
     unify,
     view,
@@ -18,7 +19,7 @@ from autosched.ir.frontend.tensor import (
 from autosched.ir.graph import ModelError
 from autosched.ir.linear import range_of
 from autosched.ir.node import Node
-from autosched.ir.ops import cast, const, maximum, minimum, take, where
+from autosched.ir.ops import cast, const, map_, maximum, minimum, take, where
 
 
 def read_at(value: Node, axis: str, extent: int, index: Node) -> Node:
@@ -98,7 +99,40 @@ def _gather_nd(call: Call) -> Tensor:
     return Tensor(value, tuple(axes[label] for label in out))
 
 
+def _tensor_scatter(call: Call) -> Tensor:
+    """A cache in which the entries from an index on are new; each sample has its own index."""
+    past, update = call.x(0), call.x(1)
+    at = past.position(call.attr("axis", -2))
+    size, count = past.shape[at], update.shape[at]
+    update = flatten_dim(call.names, update, at)
+    labels: list[Hashable] = list(range(past.rank))
+    own = [("new",) if n == at else n for n in labels]
+    start = call.x(2) if call.has(2) else Tensor(const(0, "int32"), ((),))
+    (old, new, first), axes = unify(call.names, (past, labels), (update, own), (start, [0]))
+    step = cast(index_of(axes[at]), first.dtype) - first
+    if call.attr("mode", "linear") == "circular":
+        step = map_("mod", step, size)
+    for name, extent in axes["new",]:
+        new = take(new, name, minimum(maximum(step, 0), extent - 1))
+    node = where((step >= 0) & (step < count), new, old)
+    return Tensor(node, tuple(axes[n] for n in labels))
+
+
+def _reverse_sequence(call: Call) -> Tensor:
+    """The first entries along one dimension in the other order, as many as each sample says."""
+    x, at, batch = call.x(0), call.attr("time_axis", 0), call.attr("batch_axis", 1)
+    x = flatten_dim(call.names, x, at)
+    labels: list[Hashable] = list(range(x.rank))
+    (value, length), axes = unify(call.names, (x, labels), (call.x(1), [batch]))
+    for name, extent in axes[at]:
+        here = cast(index_of(((name, extent),)), length.dtype)
+        value = read_at(value, name, extent, where(here < length, length - 1 - here, here))
+    return Tensor(value, tuple(axes[n] for n in labels))
+
+
 ROWS: tuple[Row, ...] = (
+    Row("TensorScatter", (24,), _tensor_scatter),
+    Row("ReverseSequence", (10, 28), _reverse_sequence),
     Row("Gather", (13,), _gather),
     Row("GatherElements", (13,), _gather_elements),
     Row("GatherND", (13,), _gather_nd),

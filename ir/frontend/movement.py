@@ -158,10 +158,10 @@ def _split(call: Call) -> tuple[Result, ...]:
         step = -(-x.shape[at] // count)
         sizes = [min(step, x.shape[at] - n * step) for n in range(count)]
     starts = [sum(sizes[:n]) for n in range(len(sizes))]
-    return tuple(_part(call.names, x, at, b, s, 1) for b, s in zip(starts, sizes))
+    return tuple(part(call.names, x, at, b, s, 1) for b, s in zip(starts, sizes))
 
 
-def _part(names: Names, x: Tensor, at: int, start: int, size: int, step: int) -> Tensor:
+def part(names: Names, x: Tensor, at: int, start: int, size: int, step: int = 1) -> Tensor:
     """Like `narrow`; nothing is read where nothing is left."""
     if size > 0:
         return narrow(names, x, at, start, size, step)
@@ -178,7 +178,7 @@ def _slice(call: Call) -> Tensor:
     for start, end, axis, step in zip(starts, ends, axes, steps):
         at = x.position(axis)
         picked = range(x.shape[at])[slice(*_bounds(start, end, step, x.shape[at]), step)]
-        x = _part(call.names, x, at, picked[0] if picked else 0, len(picked), step)
+        x = part(call.names, x, at, picked[0] if picked else 0, len(picked), step)
     return x
 
 

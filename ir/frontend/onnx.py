@@ -26,7 +26,7 @@ from autosched.ir.frontend.call import DTYPES_BY_NUMBER, Value
 from autosched.ir.frontend.external import ExternalData
 from autosched.ir.frontend.literal import Array
 from autosched.ir.frontend.shapes import InputSpec, bind_shapes
-from autosched.ir.frontend.table import OPSETS
+from autosched.ir.frontend.table import OPSETS, TABLE
 from autosched.ir.graph import ModelError, ModelGraph
 
 NUMBERS = {name: number for number, name in DTYPES_BY_NUMBER.items()}
@@ -63,6 +63,8 @@ def import_model(
         )
     for tensor in graph.initializer:
         tensor.ClearField("raw_data")  # `constants` holds them now
+    proto = written_out(proto)
+    graph = proto.graph
     specs = tuple(_spec(path, info) for info in graph.input if info.name not in constants)
     bound = bind_shapes(specs, shapes)
     symbols = {
@@ -339,6 +341,67 @@ def _captured(graph: onnx.GraphProto) -> list[str]:
         own |= set(node.output)
     read += [o.name for o in graph.output]
     return [n for n in dict.fromkeys(read) if n not in own]
+
+
+# ---- operators that the standard defines by others ---------------------------------------------
+
+
+def written_out(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with operators that have no row replaced by the standard's own definition of
+    them, wherever that consists of operators that have one."""
+    versions = {o.domain: o.version for o in proto.opset_import}
+    refused: set[tuple[str, str]] = set()
+    while defined := sorted(_defined(proto, versions) - refused):
+        op = defined[0]
+        try:
+            inlined = onnx.inliner.inline_selected_functions(
+                _spelled_out(proto, op, versions), [op], inline_schema_functions=True
+            )
+        except RuntimeError:  # the inliner can't tell a type, of an operand left out among others
+            refused.add(op)
+            continue
+        rest = {(n.domain, n.op_type) for n in inlined.graph.node if n.op_type not in TABLE}
+        known = {(n.domain, n.op_type) for n in proto.graph.node}
+        if rest <= (known - {op}) | _defined(inlined, versions):
+            proto = inlined
+        else:
+            refused.add(op)
+    return proto
+
+
+def _spelled_out(
+    proto: onnx.ModelProto, op: tuple[str, str], versions: Mapping[str, int]
+) -> onnx.ModelProto:
+    """The model with what a definition of an operator reads: every attribute, and the types of
+    constants."""
+    out = onnx.ModelProto()
+    out.CopyFrom(proto)
+    schema = _schema(op[1], versions.get(op[0], 1), op[0])
+    assert schema is not None
+    defaults = {name: a.default_value for name, a in schema.attributes.items()}
+    for node in out.graph.node:
+        if (node.domain, node.op_type) == op:
+            given = {a.name for a in node.attribute}
+            node.attribute.extend(
+                d for name, d in defaults.items() if d.name and name not in given
+            )
+    out.graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+        for t in out.graph.initializer
+    )
+    return out
+
+
+def _defined(proto: onnx.ModelProto, versions: Mapping[str, int]) -> set[tuple[str, str]]:
+    """The operators of a model without a row that the standard defines by others."""
+    found = {(n.domain, n.op_type) for n in proto.graph.node if n.op_type not in TABLE}
+    return {(d, op) for d, op in found if _has_body(_schema(op, versions.get(d, 1), d))}
+
+
+def _has_body(schema: Any) -> bool:  # onnx's stubs know neither attribute
+    return schema is not None and (
+        schema.has_function or schema.has_context_dependent_function
+    )
 
 
 # ---- what the walk needs of this package ------------------------------------------------------

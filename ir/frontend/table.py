@@ -8,6 +8,8 @@ from autosched.ir.frontend import (
     elementwise,
     gather,
     movement,
+    quantize,
+    recurrent,
     reduction,
     window,
 )
@@ -15,8 +17,7 @@ from autosched.ir.frontend.call import Row
 
 OPSETS = range(13, 29)  # versions of the default operator set that the rows were written for
 
-TABLE: dict[str, Row] = {
-    row.op: row
-    for module in (elementwise, reduction, contraction, movement, gather, attention, window)
-    for row in module.ROWS
-}
+_MODULES = (
+    elementwise, reduction, contraction, movement, gather, attention, window, quantize, recurrent
+)  # fmt: skip
+TABLE: dict[str, Row] = {row.op: row for module in _MODULES for row in module.ROWS}

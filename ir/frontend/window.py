@@ -15,8 +15,8 @@ import numpy as np
 from autosched.ir.extent import simplify
 from autosched.ir.frontend.call import Call, Result, Row, wide
 from autosched.ir.frontend.contraction import contract
-from autosched.ir.frontend.elementwise import joined
-from autosched.ir.frontend.movement import pad_dim
+from autosched.ir.frontend.elementwise import joined, swish
+from autosched.ir.frontend.movement import concat, pad_dim, part
 from autosched.ir.frontend.reduction import axes_of, pick_over, size_of, sum_over
 from autosched.ir.frontend.tensor import (
     Dim,
@@ -101,11 +101,11 @@ def _slide_all(names: Names, x: Tensor, windows: Sequence[Window], fill: Node) -
 
 def _conv(call: Call) -> Tensor:
     x, w = call.x(0), call.x(1)
-    y = _convolved(call, x, w, call.x(2) if call.has(2) else None)
+    y = convolved(call, x, w, call.x(2) if call.has(2) else None)
     return y.with_node(cast(y.node, x.dtype))
 
 
-def _convolved(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+def convolved(call: Call, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """The convolution as its attributes say; half precision is float32 then."""
     windows = sliding(call, x, w.shape[2:])
     groups, spatial = call.attr("group", 1), len(windows)
@@ -118,10 +118,30 @@ def _convolved(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     patches: list[Hashable] = ["b", "g", "c", *(p for pair in zip(out, inner) for p in pair)]
     y = contract(call.names, ["b", "g", "m", *out], (x, patches), (w, ["g", "m", "c", *inner]))
     y = Tensor(y.node, (y.dims[0], y.dims[1] + y.dims[2], *y.dims[3:]))
-    if bias is None:
-        return y
-    tail: tuple[Dim, ...] = ((),) * spatial
+    return y if bias is None else _biased(call, y, bias)
+
+
+def _biased(call: Call, y: Tensor, bias: Tensor) -> Tensor:
+    """A number for each channel, dimension 1, added."""
+    tail: tuple[Dim, ...] = ((),) * (y.rank - 2)
     return joined(call, lambda v, c: v + cast(c, v.dtype), y, Tensor(bias.node, bias.dims + tail))
+
+
+def _causal_conv(call: Call) -> tuple[Result, ...]:
+    """Each channel with its own kernel, over what came before it; and what comes before next."""
+    x, w, names = call.x(0), call.x(1), call.names
+    size, length = w.shape[2], x.shape[2]
+    if call.has(3):
+        whole = concat(names, [call.x(3), x], 2)
+    else:
+        whole = pad_dim(names, x, 2, size - 1, 0, "constant", const(0, x.dtype))
+    slid = slide(names, whole, 2, Window(size, 1, 1, 0, 0, 0, length), const(0, x.dtype))
+    y = contract(names, ["b", "c", "t"], (slid, ["b", "c", "t", "i"]), (w, ["c", "one", "i"]))
+    if call.has(2):
+        y = _biased(call, y, call.x(2))
+    if call.attr("activation", "none") != "none":
+        y = y.with_node(swish(y.node))
+    return y.with_node(cast(y.node, x.dtype)), part(names, whole, 2, length, size - 1)
 
 
 # ---- pooling ----------------------------------------------------------------------------------
@@ -200,6 +220,7 @@ def _lp_pool(call: Call) -> Tensor:
 
 ROWS: tuple[Row, ...] = (
     Row("Conv", (11, 22), _conv),
+    Row("CausalConvWithState", (27,), _causal_conv),
     Row("AveragePool", (11, 19, 22), _average_pool),
     Row("MaxPool", (12, 22), _max_pool),
     Row("LpPool", (11, 18, 22), _lp_pool),
