@@ -19,6 +19,19 @@ import numpy as np
 from autosched.ir.node import Program
 from autosched.ir.scalar import FLOATS, round_to_grid
 
+# What a definition needs of the IR and of the schedules, by letter.
+FEATURES: Mapping[str, str] = {
+    "C": "contractions: sums of products over any index map, with free prologues and epilogues",
+    "R": "streamed reductions that are rescaled or carry an index: softmax, argmin, top-k",
+    "Q": "codecs: packed, grouped and scaled numbers, decoded on load or encoded on store",
+    "I": "indirect and ragged iteration: block lists, pages, packed sequences, expert offsets",
+    "S": "recurrences over a sequence, by step or by chunk",
+    "M": "masks from one predicate, which also bounds loops and classes of tiles",
+    "P": "selection, sorted order, permutation and sums of segments",
+    "T": "structured transforms: Hadamard, butterflies, Fourier, Toeplitz, constant tensors",
+    "L": "solvers inside a tile: triangular inverse, Newton, conjugate gradients",
+    "D": "collectives between devices",
+}
 Sizes = Mapping[str, Any]
 # Draws one input: (generator, shape, the workload's sizes) to an array of float64 or integers.
 Draw = Callable[[np.random.Generator, tuple[int, ...], Sizes], np.ndarray]
@@ -96,6 +109,9 @@ def workload(
         name = define.__name__
         if name in _FOUND:
             raise ValueError(f"two workloads are called {name!r}")
+        unknown = sorted(set(features.split()) - set(FEATURES))
+        if unknown:
+            raise ValueError(f"workload {name!r} needs unknown features {unknown}")
         _FOUND[name] = Workload(
             name, tuple(systems.split()), tuple(features.split()), define, small, shapes or {},
             draws or {},
