@@ -265,6 +265,8 @@ def _ways(
             ["warps", _knob(knobs, f"k{number}.warps", _warps(axes))],
             ["stages", _knob(knobs, f"k{number}.stages", _stages(axes, reduces))],
         ]
+        if axes.contracted and "tma" in target.features:
+            facts.append(["descriptors", _knob(knobs, f"k{number}.descriptors", (0, 1))])
         orders = [plan_axes]
         blocks = [x for x in plan_axes if isinstance(x[1], str) and x[1].startswith("$")]
         if axes.contracted and len(blocks) > 1:
@@ -272,8 +274,14 @@ def _ways(
             swapped = list(plan_axes)
             swapped[first], swapped[last] = swapped[last], swapped[first]
             orders.append(swapped)
-        ways += [Way((tuple(map(tuple, o)), tuple(map(tuple, reduces)), tuple(map(tuple, facts))),
-                     tuple(knobs)) for o in orders]  # fmt: skip
+        launches = [facts]
+        if axes.contracted and not axes.steps and len(blocks) > 1:
+            launches.append([*facts, ["persistent", 1]])
+        ways += [
+            Way(tuple(tuple(map(tuple, part)) for part in (order, reduces, launch)), tuple(knobs))
+            for launch in launches
+            for order in orders
+        ]
     return ways
 
 

@@ -8,7 +8,7 @@
              their own, without the tests.
     Illegal: NO_LOOP (no fold over that axis), STACKED (it has a result at every step), NO_MASK (no
              test of positions is affine in the axis), NOT_NEUTRAL (a block that the mask empties
-             changes a state; nothing else can be skipped, and no block is whole).
+             changes a state, so that none can be skipped).
 
 Any number of tests bound the loop from either side: causal, windows, prefixes, the end of an axis.
 A row that is masked whole keeps its initial states, which is what all its empty blocks make of it.
@@ -58,7 +58,9 @@ def propose(program: Program, target: object = None) -> tuple[Action, ...]:
         for fold in _folds(program)
         if _tests(fold, _loops(program))
     ]
-    return tuple(a for a in dict.fromkeys(out) if not isinstance(apply(program, a), Illegal))
+    # With blocks as wide as the mask there may be nothing to skip: the loop then stays.
+    made = {a: apply(program, a) for a in out}
+    return tuple(a for a, p in made.items() if not isinstance(p, Illegal) and p != program)
 
 
 def apply(program: Program, action: Action) -> Program | Illegal:
@@ -76,8 +78,6 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     if not emptying and not whole:
         return Illegal("NOT_NEUTRAL", f"what is left out changes a state of the loop over {axis}")
     made = _bounded(fold, emptying, tests if whole else [])
-    if made is fold:
-        return Illegal("NOT_NEUTRAL", f"no block of {axis} can be skipped, and none is whole")
     results = {get(fold, n): get(made, n) for n in range(len(fold.types))}
     table = {fold: made, **results}
     return program.with_body(*(replace_nodes(k, table) for k in program.body))
