@@ -11,7 +11,7 @@ import pytest
 from plain_masks import PLAIN, plain
 from workload_check import Array, check, find
 
-import autosched.datasets.workloads.attention  # noqa: F401  (registers its workloads)
+from autosched.datasets.workloads.attention import attention_flops
 from autosched.ir.interp import evaluate
 from autosched.ir.verify import verify
 
@@ -240,6 +240,15 @@ def test_real_shapes_are_programs_of_the_same_definition() -> None:
     for name in ("attention", "attention_backward", "mla_decode", "paged_attention"):
         for shape in find(name).shapes:
             verify(find(name).program(shape))
+
+
+@pytest.mark.parametrize("mask", ["causal", "share_question", "blocks"])
+def test_flops_count_the_pairs_of_the_mask(mask: str) -> None:
+    found, sizes = find("attention"), {**find("attention").small, "mask": mask, "block": 4}
+    arrays = found.inputs(0, mask=mask, **NUMBERS.get(mask, {}))
+    shape = type("Sizes", (), sizes)
+    seen = plain(mask, 4, 9, 13, arrays, shape).sum() / 4
+    assert attention_flops(sizes, arrays) == 2 * 2 * 4 * seen * (5 + 7)
 
 
 def test_a_row_that_sees_nothing_is_nan_as_a_plain_softmax_is() -> None:

@@ -189,19 +189,28 @@ def sparse_part(x: Arrays, s: Any, places: Any) -> Array:
     return each(x, s, keep)["o"]
 
 
+FEATURES = {
+    "softmax": softmax_rows,
+    "relu": lambda x: np.maximum(x, 0),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(x)) + 1,
+}
+
+
+@pytest.mark.parametrize("kind", FEATURES)
 @pytest.mark.parametrize("top", [1, 3])
-def test_sparse_and_linear_branches(top: int) -> None:
+def test_sparse_and_linear_branches(top: int, kind: str) -> None:
     def reference(x: Arrays, s: Any) -> Arrays:
         places = {at: ranked(x, s, *at) for at in product(range(s.b), range(s.h))}
         o = sparse_part(x, s, places)
         for b, h in places:
-            weight = softmax_rows(x["q"][b, h]) @ softmax_rows(x["k"][b, h]).T
+            phi = FEATURES[kind]
+            weight = phi(x["q"][b, h]) @ phi(x["k"][b, h]).T
             linear = weight @ x["v"][b, h] / (1e-5 + weight.sum(-1, keepdims=True))
             o[b, h] += linear @ x["proj"]
         listed = [[places[b, h][:, : s.top] for h in range(s.h)] for b in range(s.b)]
         return {"o": o, "listed": np.array(listed)}
 
-    check("sparse_linear_attention", reference, top=top)
+    check("sparse_linear_attention", reference, top=top, kind=kind)
 
 
 @pytest.mark.parametrize("top, skip", [(2, 2), (1, 0), (3, 3)])
@@ -417,6 +426,8 @@ def test_checkpoints_before_and_the_token_itself(t: int, stride: int) -> None:
         return each(x, s, lambda b, h: keep)
 
     check("scout_attention", reference, t=t, stride=stride)
+    for dtype, bound in (("bfloat16", 2**-8), ("float16", 2**-11)):
+        check("scout_attention", reference, tolerance=bound, dtype=dtype, t=t, stride=stride)
 
 
 @pytest.mark.parametrize("t, segment", [(19, 4), (20, 5), (9, 2)])
@@ -459,7 +470,9 @@ def test_pairs_of_keys_by_the_kronecker_product() -> None:
 ])  # fmt: skip
 def test_real_shapes_are_programs_of_the_same_definition(name: str) -> None:
     for shape in find(name).shapes:
-        verify(find(name).program(shape))
+        program = find(name).program(shape)
+        verify(program)
+        assert {o.dtype for o in program.outputs} & {"bfloat16", "int32"}
 
 
 def test_drawn_lists_hold_no_block_twice() -> None:

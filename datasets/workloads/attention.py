@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from autosched.datasets.workloads.define import Sizes, workload
-from autosched.datasets.workloads.masks import DRAWS, cuts
+from autosched.datasets.workloads.masks import DRAWS, MASKS, area, cuts, flops
 from autosched.datasets.workloads.softmax import (
     grouped,
     hidden,
@@ -83,6 +84,7 @@ SHAPES = {
     "mla prefill 8k": heads(1, 32, 32, 8192, 192, e=128, mask="causal"),
     "cross 77": heads(2, 16, 16, 4096, 64, j=77),
     "window 64k": heads(1, 16, 16, 65536, 128, mask="sliding_window_causal", window=1024),
+    "own block 8k": heads(1, 16, 16, 8192, 128, mask="segment_causal", block=1024),
     "sink local 16k": heads(1, 32, 8, 16384, 128, mask="sink_local", sinks=128, window=1024),
 }  # fmt: skip
 
@@ -96,6 +98,14 @@ def attention(
     q, k, v = queries_keys_values(b, h, g, i, j, d, e, dtype)
     o, lse = softmax_over((scores(q, k, mask, **numbers), v, "j"))
     return algebra(o=("b h i e", cast(o, dtype)), lse=("b h i", lse))
+
+
+def attention_flops(sizes: Sizes, arrays: Mapping[str, Any], backward: bool = False) -> float:
+    """FLOPs of `attention` on the pairs that its mask lets through, for the arrays of a mask."""
+    mask = sizes.get("mask", "full")
+    numbers = {"heads": sizes["h"], **{n: sizes[n] for n in MASKS[mask].parameters if n in sizes}}
+    seen = area(mask, sizes["i"], sizes["j"], arrays, **numbers)
+    return flops(seen, sizes["b"], sizes["h"], sizes["d"], sizes["e"], backward)
 
 
 @workload("A1 A4 A5 A6", "C R M I", small=SMALL, shapes={**DENSE, **LONGCA, **SPARSE}, draws=DRAWS)

@@ -43,6 +43,7 @@ from autosched.ir.ops import (
     iota,
     map_,
     max_,
+    maximum,
     minimum,
     reaxis,
     rename,
@@ -162,10 +163,12 @@ def xattention(
 # ---- B2: sparse and linear branches ------------------------------------------------------------
 
 
-def feature(x: Node) -> Node:
-    """Softmax over the channels."""
-    p = exp(x - max_("d", x))
-    return p / sum_("d", p)
+def feature(x: Node, kind: str = "softmax") -> Node:
+    """The positive features of the linear branch."""
+    if kind == "softmax":
+        p = exp(x - max_("d", x))
+        return p / sum_("d", p)
+    return maximum(x, 0.0) if kind == "relu" else where(x > 0.0, x + 1.0, exp(x))  # elu + 1
 
 
 def _block_ranks(q: Node, k: Node, block: int, block_k: int) -> Node:
@@ -190,7 +193,7 @@ SLA_SHAPE = {"b": 2, "h": 16, "t": 32760, "d": 128, "block": 128, "block_k": 64,
 
 @workload("B2", "C R I P", small=SLA_SMALL, shapes={"wan 95%": SLA_SHAPE})
 def sparse_linear_attention(
-    *, b: int, h: int, t: int, d: int, block: int, block_k: int, top: int,
+    *, b: int, h: int, t: int, d: int, block: int, block_k: int, top: int, kind: str = "softmax",
     dtype: str = "bfloat16",
 ) -> Program:  # fmt: skip
     """Softmax over the `top` best key blocks, plus a projection of linear attention over all."""
@@ -198,8 +201,8 @@ def sparse_linear_attention(
     place = _block_ranks(q, k, block, block_k)
     listed = listed_at(place, place < top, "y", "n", top)
     sparse, _ = listed_attention(q, k, v, listed, None, block, block_k)
-    fk = feature(k)
-    linear = _linear(feature(q), sum_("j", fk * v), sum_("j", fk))
+    fq, fk = feature(q, kind), feature(k, kind)
+    linear = _linear(fq, sum_("j", fk * v), sum_("j", fk))
     proj = tensor("proj", dtype, "weight", e=d, f=d)
     o = sparse + rename(sum_("e", linear * proj), {"f": "e"})
     return algebra(o=("b h i e", cast(o, dtype)), listed=("b h m n", listed))

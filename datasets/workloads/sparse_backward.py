@@ -73,13 +73,16 @@ def listed_gradients(
 @workload(
     "A5", "C R I", draws=DRAWS,
     small={"b": 2, "h": 4, "g": 2, "t": 14, "d": 5, "block": 4, "dtype": "float32"},
-    shapes={f"{block} 48k": {"b": 1, "h": 4, "g": 4, "t": 49152, "d": 128, "block": block}
-            for block in (64, 128)},
+    shapes={f"{block} {density} 48k": {"b": 1, "h": 4, "g": 4, "t": 49152, "d": 128,
+                                       "block": block, "density": density}
+            for block in (64, 128) for density in (0.1, 0.2, 0.5)},
 )  # fmt: skip
 def block_sparse_backward(
-    *, b: int, h: int, g: int, t: int, d: int, block: int, dtype: str = "bfloat16"
-) -> Program:
-    """Gradients of attention over the blocks that a table per head allows."""
+    *, b: int, h: int, g: int, t: int, d: int, block: int, density: float = 0.4,
+    dtype: str = "bfloat16",
+) -> Program:  # fmt: skip
+    """Gradients of attention over the blocks that a table per head allows; `density` is that of
+    the drawn table, the definition holds for any."""
     q, k, v = queries_keys_values(b, h, g, t, t, d, d, dtype)
     do, rows = tensor("do", dtype, b=b, h=h, i=t, e=d), -(-t // block)
     keep = input_("allowed", {"h": h, "m": rows, "y": rows}, "bool")
