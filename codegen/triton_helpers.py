@@ -39,6 +39,13 @@ HELPERS: dict[str, tuple[str, tuple[str, ...]]] = {
              "part = x - low",
              "odd = low - 2 * tl.floor(low * 0.5) == 1",
              "return tl.where((part > 0.5) | ((part == 0.5) & odd), low + 1, low)"), ()),
+    "popcount": (
+        _jit("popcount(x)", "Set bits of a uint32, summed in pairs, fours and bytes.",
+             "x = x - ((x >> 1) & 0x55555555)",
+             "x = (x & 0x33333333) + ((x >> 2) & 0x33333333)",
+             "x = (x + (x >> 4)) & 0x0F0F0F0F",
+             "x = x + (x >> 8)",
+             "return (x + (x >> 16)) & 0x3F"), ()),
     "sign": (
         _jit("sign(x)", "-1, 0 or 1 of a float, NaN of NaN.",
              "return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x)).to(x.dtype)"), ()),

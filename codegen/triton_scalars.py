@@ -25,7 +25,7 @@ from autosched.codegen.triton_text import (
 )
 from autosched.ir.linear import range_of
 from autosched.ir.node import Node
-from autosched.ir.scalar import FLOATS, split_name
+from autosched.ir.scalar import FLOATS, ITEMSIZE, SCALARS, split_name
 
 Use = Callable[[str], str]  # makes a helper part of the module, returns its name
 Row = Callable[[Node, Sequence[Val], Use], tuple[str, int]]
@@ -38,15 +38,18 @@ def apply(node: Node, operands: Sequence[Val], dims: tuple[str, ...], use: Use) 
     fn, target = split_name(node.attr[0])
     if fn == "cast":
         return cast_to(operands[0], target, use)
+    if SCALARS[fn].result == "bits":
+        return bits_of(cast_to(tensor(operands[0]), node.src[0].dtype, use), target)
     held = [x if fn in MOVES and _same(operands) else widened(x) for x in operands]
-    if fn in _CALLS_WITH_TENSORS and held and all(x.literal for x in held[-2:]):
-        held[-1] = tensor(held[-1])
+    if fn in _CALLS_WITH_TENSORS and all(x.literal for x in held[-2:]):
+        held[-1] = held[-1] if held[-1].dtype in _OF_LITERALS else tensor(held[-1])
     text, rank = SCALAR_ROWS[fn](node, held, use)
     dtype = held[-1].dtype if node.dtype in FLOATS else node.dtype
     return Val(text, dims, dtype, rank, text.isdigit())
 
 
 _CALLS_WITH_TENSORS = frozenset(("where", "max", "min"))
+_OF_LITERALS = ("float32", "int32", "bool")  # what Triton takes a number for
 
 
 def _same(operands: Sequence[Val]) -> bool:
@@ -84,6 +87,13 @@ def cast_to(x: Val, target: str, use: Use) -> Val:
     if x.dtype in NARROW and target != "float32":
         x = widened(x)
     return Val(f"{x.inside(ATOM)}.to({TYPES[target]})", x.dims, target)
+
+
+def bits_of(x: Val, target: str) -> Val:
+    """The bits of a value, which is held in its own type, read as another of its width."""
+    if x.dtype == target:
+        return x
+    return Val(f"{x.inside(ATOM)}.to({TYPES[target]}, bitcast=True)", x.dims, target)
 
 
 # ---- rows -------------------------------------------------------------------------------------
@@ -234,6 +244,15 @@ def _where(node: Node, x: Sequence[Val], use: Use) -> tuple[str, int]:
     return f"tl.where({', '.join(v.text for v in (x[0], exact(x[1]), exact(x[2])))})", ATOM
 
 
+def _popcount(node: Node, x: Sequence[Val], use: Use) -> tuple[str, int]:
+    width = 8 * ITEMSIZE[x[0].dtype]
+    raw = bits_of(tensor(x[0]), f"uint{width}").inside(ATOM)
+    text = f"{use('popcount')}({raw}.to(tl.uint32))"
+    if width == 64:
+        text += f" + {use('popcount')}(({raw} >> 32).to(tl.uint32))"
+    return f"({text}).to({TYPES[x[0].dtype]})", ATOM
+
+
 def _int_power(node: Node, x: Sequence[Val], use: Use) -> tuple[str, int]:
     raise Unsupported("a power of integers")
 
@@ -268,5 +287,6 @@ SCALAR_ROWS: dict[str, Row] = {
     "and": _AND, "or": _OR, "xor": _XOR, "not": _unary("~"),
     "bitand": _AND, "bitor": _OR, "bitxor": _XOR, "bitnot": _unary("~"),
     "shl": _infix("<<", SHIFT), "shr": _infix(">>", SHIFT),
+    "popcount": _popcount,
     "where": _where,
 }  # fmt: skip

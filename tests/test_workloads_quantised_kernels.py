@@ -1,4 +1,4 @@
-"""Quantised workloads through compiled CPU kernels: bits, shifts and codes as machines have them."""
+"""Quantised workloads through compiled CPU kernels: codes and bits as a machine has them."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def codes(codec: Codec, stored: Node, axis: str, size: int, lowest: int = 0) -> 
         inside = cast(start % width, codec.word)
         low = map_("shr", reaxis(stored, {f"{axis}w": start // width}), inside)
         next_ = reaxis(stored, {f"{axis}w": minimum(start // width + 1, last)})
-        high = map_("shl", next_, width - inside)
+        high = map_("shl", map_("shl", next_, 1), width - 1 - inside)  # never by the width
         return cast(map_("bitand", map_("bitor", low, high), mask), I32)
     word = reaxis(stored, {f"{axis}w": at // codec.per_word})
     return cast(map_("bitand", map_("shr", word, _shift(codec, at % codec.per_word)), mask), I32)
