@@ -1,0 +1,227 @@
+"""Jobs of the process that measures on a GPU: a built module checked against float64, then timed.
+
+One such process holds the device's context. Correct first: outputs lie poisoned between guards,
+every element must be written, nothing beside them, and the values must agree with the float64
+reference on the device. An illegal access ends the process's usefulness: the error says "CUDA
+error", by which the pool knows to replace it.
+
+device "cpu" runs kernels in Triton's interpreter (TRITON_INTERPRET=1), which shows that they are
+right and says nothing of their speed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autosched.codegen import gpu_timing
+from autosched.codegen.check import REL_L2_BOUND
+from autosched.codegen.cubin import CubinLauncher
+from autosched.codegen.gpu_check import POISONS, compare, poison, still_poisoned
+from autosched.codegen.gpu_task import GpuTask, load_task
+from autosched.codegen.jobs import JobFailure
+from autosched.codegen.measure import Timing, time_callable
+from autosched.codegen.runtime.launch import Buffer, Launcher, Plan, torch_type
+from autosched.codegen.triton_entry import SOURCE, Build, read_build
+from autosched.ir.record import Status
+
+Run = Callable[[], object]
+GUARD_BYTES = 4096  # before and after each output: strays are a few vectors or a row away
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A module with its tensors: `run()` computes `outputs` anew, `guards` are their bytes and
+    those around them."""
+
+    run: Run
+    outputs: Mapping[str, torch.Tensor]
+    guards: Mapping[str, torch.Tensor]
+
+
+def warm_up(device: str = "cuda") -> dict[str, Any]:
+    """Makes the device's context; returns its name and memory."""
+    begun = time.perf_counter()
+    if device == "cpu":
+        return {"device": "cpu", "seconds": 0.0}
+    x = torch.ones(256, 256, device=device)
+    float((x @ x).sum())
+    facts = torch.cuda.get_device_properties(device)
+    return {
+        "device": facts.name, "capability": f"sm_{facts.major}{facts.minor}",
+        "torch": torch.__version__, "memory": facts.total_memory,
+        "seconds": round(time.perf_counter() - begun, 3),
+    }  # fmt: skip
+
+
+def prepare(folder: str, seed: int, device: str = "cuda") -> dict[str, float]:
+    """Draws the inputs of the task and evaluates its reference; how long that took."""
+    begun = time.perf_counter()
+    load_task(folder, seed, device)
+    _synchronize(device)
+    return {"seconds": round(time.perf_counter() - begun, 3)}
+
+
+def measure(
+    folder: str, entry: str, seed: int, *, device: str = "cuda", launcher: str = "cubin",
+    bound: str | None = None, target_time_s: float = 0.02, stop_above_us: float | None = None,
+    cold: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Checks and times the build in `entry` on the task in `folder`.
+
+    launcher: "cubin" for the machine code as it was built, "jit" for the launcher of packages.
+    bound: a dtype as coarse as the schedule's arithmetic, where it is coarser than the outputs.
+    Returns {"timing": Timing as JSON, "rel_l2": the worst of the outputs, "load_s", "check_s"}.
+    Raises: JobFailure with WRONG_RESULT, NAN_RESULT or UNSUPPORTED and the reason.
+    """
+    task, begun = load_task(folder, seed, device), time.perf_counter()
+    with opened(task, entry, launcher) as made:
+        loaded = time.perf_counter()
+        worst = verify(made, task, bound)
+        checked = time.perf_counter()
+        timing = _timed(made.run, device, target_time_s, stop_above_us, cold)
+    return {
+        "timing": timing.to_json(), "rel_l2": worst, "load_s": round(loaded - begun, 4),
+        "check_s": round(checked - loaded, 4),
+        "time_s": round(time.perf_counter() - checked, 4),
+    }  # fmt: skip
+
+
+def _timed(
+    run: Run, device: str, target_time_s: float, stop_above_us: float | None, cold: bool
+) -> Timing:
+    if device == "cpu":
+        return time_callable(run, min_runs=1, warmup_runs=1, target_time_s=0.0, warmup_s=0.0)
+    return gpu_timing.time_run(
+        run, target_time_s=target_time_s, stop_above_us=stop_above_us, cold=cold
+    )
+
+
+@contextmanager
+def opened(task: GpuTask, entry: str, launcher: str = "cubin") -> Iterator[Bound]:
+    """A build bound to the task's inputs and to outputs between guards."""
+    build = read_build(Path(entry))
+    plan = Plan.from_json(build.module.to_json())
+    outputs, guards = _outputs(plan, task)
+    tensors = {**_operands(plan, task), **outputs}
+    if launcher == "jit":
+        call = Launcher(build.folder / SOURCE, plan)
+        yield Bound(lambda: call(tensors), outputs, guards)
+        return
+    with _loaded(build, plan, task.device) as code:
+        yield Bound(code.bind(tensors), outputs, guards)
+
+
+def _loaded(build: Build, plan: Plan, device: torch.device) -> CubinLauncher:
+    return CubinLauncher(build.folder, plan, [asdict(k) for k in build.kernels], device)
+
+
+def _operands(plan: Plan, task: GpuTask) -> dict[str, torch.Tensor]:
+    wanted = plan.of_role("input", "weight")
+    if missing := [b.name for b in plan.buffers if b.role == "packed"]:
+        raise JobFailure(Status.UNSUPPORTED,
+                         f"operands packed ahead are not measured on GPUs: {', '.join(missing)}")
+    for b in wanted:
+        found = task.inputs.get(b.name)
+        if found is None or tuple(found.shape) != b.extents or found.dtype != torch_type(b.dtype):
+            raise JobFailure(Status.UNSUPPORTED,
+                             f"the module wants {b.name}: {b.dtype}{list(b.extents)}, the task has "
+                             + (f"{found.dtype}{list(found.shape)}" if found is not None else
+                                f"only {', '.join(task.inputs)}"))  # fmt: skip
+    return {b.name: task.inputs[b.name] for b in wanted}
+
+
+def _outputs(
+    plan: Plan, task: GpuTask
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    outputs, guards = {}, {}
+    for b in plan.of_role("output"):
+        outputs[b.name], guards[b.name] = _guarded(b, task.device)
+    if absent := sorted(set(task.outputs) - set(outputs)):
+        raise JobFailure(Status.UNSUPPORTED, f"the module has no output {', '.join(absent)}")
+    return outputs, guards
+
+
+def _guarded(buffer: Buffer, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    dtype = torch_type(buffer.dtype)
+    size = dtype.itemsize
+    for extent in buffer.extents:
+        size *= extent
+    raw = torch.empty(size + 2 * GUARD_BYTES, dtype=torch.uint8, device=device)
+    return raw[GUARD_BYTES : GUARD_BYTES + size].view(dtype).view(buffer.extents), raw
+
+
+def verify(made: Bound, task: GpuTask, bound: str | None = None) -> float:
+    """Runs a build on poisoned outputs; the worst relative error (L2) of its outputs.
+
+    Raises: JobFailure where anything is wrong.
+    """
+    never = {name: torch.ones((), dtype=torch.bool, device=task.device) for name in made.outputs}
+    for byte in POISONS:
+        for guard in made.guards.values():
+            poison(guard, byte)
+        made.run()
+        for name, out in made.outputs.items():
+            never[name] = never[name] & still_poisoned(out, byte)
+    _synchronize(task.device.type)
+    for name, guard in made.guards.items():
+        if count := int(never[name].sum()):
+            raise JobFailure(Status.WRONG_RESULT,
+                             f"{count} elements of {name} were never written")
+        beside = torch.cat([guard[:GUARD_BYTES], guard[-GUARD_BYTES:]])
+        if touched := int((beside != POISONS[-1]).sum()):
+            raise JobFailure(Status.WRONG_RESULT,
+                             f"{touched} bytes beside {name} were written")
+    return _worst(made, task, bound)
+
+
+def _worst(made: Bound, task: GpuTask, bound: str | None) -> float:
+    worst = 0.0
+    for output in task.program.outputs:
+        name = output.name
+        known = [d for d in (bound, task.bounds.get(name)) if d is not None]
+        coarsest = max(known, key=lambda d: REL_L2_BOUND[d], default=None)
+        found = compare(made.outputs[name], task.outputs[name], output.dtype, coarsest)
+        if not found.ok:
+            raise JobFailure(found.status, f"{name}: {found.reason}")
+        worst = max(worst, found.rel_l2)
+    return worst
+
+
+def measure_together(
+    folder: str, entries: Sequence[str], seed: int, *, device: str = "cuda",
+    launcher: str = "cubin", rounds: int = 6, target_time_s: float = 0.05,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Times builds that were checked before, interleaved; a Timing as JSON for each."""
+    task = load_task(folder, seed, device)
+    timings = timed_together(task, entries, launcher, (), rounds, target_time_s)
+    return [t.to_json() for t in timings]
+
+
+def timed_together(
+    task: GpuTask, entries: Sequence[str], launcher: str, others: Sequence[Run], rounds: int,
+    target_time_s: float,
+) -> list[Timing]:  # fmt: skip
+    """Timings of builds, then of other calls, each against all."""
+    with ExitStack() as stack:
+        ours = [stack.enter_context(opened(task, e, launcher)).run for e in entries]
+        return _together([*ours, *others], task.device.type, rounds, target_time_s)
+
+
+def _together(
+    runs: Sequence[Run], device: str, rounds: int, target_time_s: float
+) -> list[Timing]:
+    if device == "cpu":
+        return [_timed(run, device, 0.0, None, False) for run in runs]
+    return gpu_timing.time_together(runs, rounds=rounds, target_time_s=target_time_s)
+
+
+def _synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
