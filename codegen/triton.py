@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import prod
 
+from autosched.codegen.triton_boxes import access_of, extents_of
 from autosched.codegen.triton_helpers import HELPERS, helper_texts
 from autosched.codegen.triton_loops import Loops
-from autosched.codegen.triton_memory import access_of, extents_of
 from autosched.codegen.triton_spec import Launch, Tensor, TritonModule
 from autosched.codegen.triton_text import (
     ATOM,

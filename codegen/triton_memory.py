@@ -12,17 +12,24 @@ from math import prod
 from typing import ClassVar
 
 from autosched.codegen import triton_scalars as scalars
+from autosched.codegen.triton_boxes import (
+    Box,
+    access_of,
+    box_of,
+    coordinate,
+    extents_of,
+    mask_of,
+    strides_of,
+)
+from autosched.codegen.triton_reduce import Reductions
 from autosched.codegen.triton_text import ADD, MUL, Unsupported, Val
-from autosched.codegen.triton_values import Values, number
+from autosched.codegen.triton_values import number
 from autosched.ir.extent import simplify
 from autosched.ir.linear import Poly, from_poly, poly, range_of
 from autosched.ir.node import Node
-from autosched.ir.ops import cast, const, iota
-from autosched.ir.scalar import ITEMSIZE
+from autosched.ir.ops import cast
 
 MAX_INT32 = 2**31 - 1
-MAX_BOX = 256  # of one dimension of a descriptor's block
-MAX_RANK = 5
 
 
 @dataclass(frozen=True)
@@ -37,35 +44,10 @@ class Address:
         return (*(t for t, _ in self.tiles), *(() if self.scalar is None else (self.scalar,)))
 
 
-def extents_of(handle: Node) -> tuple[int, ...]:
-    dims = handle.attr[1]
-    return tuple(number(e) for e in ([e for _, e in dims] if handle.op == "input" else dims))
-
-
-def strides_of(handle: Node) -> tuple[int, ...]:
-    extents = extents_of(handle)
-    return tuple(prod(extents[n + 1 :]) for n in range(len(extents)))
-
-
-def access_of(node: Node) -> tuple[Node, tuple[Node, ...], tuple[object, ...]]:
-    """(handle, starts, dims) of a load or store."""
-    first = 2 if node.op == "store" else 1
-    dims = node.attr[0]
-    return node.src[0], node.src[first : first + len(dims)], dims
-
-
-def mask_of(node: Node) -> Node | None:
-    """The mask of a load or store; None where it has none or is always true."""
-    if not node.attr[1]:
-        return None
-    mask = node.src[-1] if node.op == "store" else node.src[-2]
-    return None if mask.op == "const" and mask.attr[0] else mask
-
-
-class Memory(Values):
+class Memory(Reductions):
     """Loads and stores of a kernel."""
 
-    methods: ClassVar[dict[str, str]] = {**Values.methods, "load": "_load"}
+    methods: ClassVar[dict[str, str]] = {**Reductions.methods, "load": "_load"}
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +70,7 @@ class Memory(Values):
         wide = prod(extents_of(handle)) > MAX_INT32
         total: Poly = {}
         for start, dim, stride in zip(starts, dims, strides_of(handle)):
-            for mono, c in poly(simplify(_coordinate(start, dim))).items():
+            for mono, c in poly(simplify(coordinate(start, dim))).items():
                 total[mono] = total.get(mono, 0) + c * stride
         groups: dict[int, Poly] = {}
         tiles: list[tuple[Node, int]] = []
@@ -147,7 +129,7 @@ class Memory(Values):
         found = self.scopes.stack[-1].sums.get(key)
         if found is not None:
             return found
-        wide = [self.aligned(v, own) for v in vals]
+        wide = [self.aligned(v, own, self.hint(t)) for v, (t, _) in zip(vals, terms)]
         parts = [v.inside(ADD) if c == 1 else f"{v.inside(MUL)} * {c}"
                  for v, (_, c) in zip(wide, terms)]  # fmt: skip
         out = Val(" + ".join(parts), own, vals[0].dtype, ADD if len(parts) > 1 else MUL)
@@ -180,7 +162,7 @@ class Memory(Values):
         if set(order) != set(dims):
             order = dims
         self.hints[node] = self.tensors[node.src[0]] + ("_tile" if dims else "_value")
-        box = self.descriptor_box(node) if self.use_descriptors else None
+        box = box_of(node, self.depths) if self.use_descriptors else None
         if box is not None:
             return (self.box_load(node, box, order),)
         mask = mask_of(node)
@@ -211,7 +193,7 @@ class Memory(Values):
                               f"along {', '.join(lost)}")  # fmt: skip
         if not val.literal:
             val = scalars.cast_to(val, handle.dtype, self.use)
-        box = self.descriptor_box(node) if self.use_descriptors else None
+        box = box_of(node, self.depths) if self.use_descriptors else None
         if box is not None and not box.masked:
             self.box_store(box, val)
             return
@@ -220,75 +202,6 @@ class Memory(Values):
         self.scopes.line(f"tl.store({pointer.text}, {self.aligned(val, dims).text}{tail})")
 
     # ---- descriptors ----------------------------------------------------------------------
-
-    def descriptor_box(self, node: Node) -> Box | None:
-        """The access as a block of a tensor descriptor, or None where it cannot be one."""
-        handle, starts, dims = access_of(node)
-        extents, strides = extents_of(handle), strides_of(handle)
-        size = ITEMSIZE[handle.dtype]
-        block, axes, coordinates = [], [], []
-        for start, dim in zip(starts, dims):
-            spans = isinstance(dim, tuple) and number(dim[1]) > 1
-            coordinate = start
-            if isinstance(dim, tuple) and spans:
-                axis, extent, stride = dim
-                if stride != 1 or axis in axes or self.scopes.bound(axis) is not None:
-                    return None
-                axes.append(axis)
-                block.append(number(extent))
-            else:
-                lone = [a for a, _ in start.free if a not in self.depths]
-                tile = self._tile_of(start, lone)
-                if tile is None:
-                    return None
-                coordinate, axis, extent = tile
-                if axis:
-                    axes.append(axis)
-                block.append(extent)
-            if any(a not in self.depths for a, _ in coordinate.free):
-                return None
-            coordinates.append(coordinate)
-        fits = (
-            bool(axes)
-            and len(set(axes)) == len(axes)
-            and len(block) <= MAX_RANK
-            and max(block) <= MAX_BOX
-            and block[-1] * size >= 16
-            and all(s * size % 16 == 0 for s in strides[:-1])
-            and not any(b & (b - 1) for b in block)
-            and set(axes) == set(self.tile_dims(_tile_axes(node)))
-        )
-        if not fits:
-            return None
-        return Box(node, tuple(block), tuple(axes), tuple(coordinates),
-                   not self._inside(node, extents))  # fmt: skip
-
-    def _tile_of(self, start: Node, tiles: list[str]) -> tuple[Node, str, int] | None:
-        """(scalar part, axis, extent) of a start that is a scalar plus at most one tile axis."""
-        if not tiles:
-            return start, "", 1
-        if len(tiles) > 1:
-            return None
-        terms = poly(simplify(start))
-        for mono, c in terms.items():
-            if c == 1 and len(mono) == 1 and mono[0].op == "iota" and mono[0].attr[0] == tiles[0]:
-                rest = from_poly({m: k for m, k in terms.items() if m != mono}, "int32")
-                return rest, tiles[0], number(mono[0].attr[1])
-        return None
-
-    def _inside(self, node: Node, extents: tuple[int, ...]) -> bool:
-        """Whether the mask says no more than that coordinates are below the buffer's extents, and
-        the fill is zero: what a descriptor does by itself."""
-        mask = mask_of(node)
-        if mask is None:
-            return True
-        fill = node.src[-1]
-        if node.op == "load" and not (fill.op == "const" and not fill.attr[0]):
-            return False
-        _, starts, dims = access_of(node)
-        bounds = [_margin(const(e, "int32"), _coordinate(s, d))
-                  for s, d, e in zip(starts, dims, extents)]  # fmt: skip
-        return all(_less(part) in bounds for part in _conjunction(mask))
 
     def descriptor(self, handle: Node, block: tuple[int, ...]) -> str:
         key = (handle, block)
@@ -334,33 +247,6 @@ class Memory(Values):
         self.scopes.line(f"{name}.store([{self._at(box)}], {text})")
 
 
-@dataclass(frozen=True)
-class Box:
-    """A load or store through a descriptor: its block, the axes of the block's dimensions that are
-    longer than 1, where it starts. masked: a mask says more than the descriptor does."""
-
-    node: Node
-    block: tuple[int, ...]
-    axes: tuple[str, ...]
-    coordinates: tuple[Node, ...]
-    masked: bool
-
-
-def _coordinate(start: Node, dim: object) -> Node:
-    if not isinstance(dim, tuple):
-        return start
-    axis, extent, stride = dim
-    return start + cast(iota(axis, extent), start.dtype) * stride
-
-
-def _tile_axes(node: Node) -> tuple[tuple[str, int], ...]:
-    """The tile axes that an access varies along."""
-    _, starts, dims = access_of(node)
-    found = {a: number(e) for s in starts for a, e in s.axes}
-    found |= {d[0]: number(d[1]) for d in dims if isinstance(d, tuple)}
-    return tuple(found.items())
-
-
 def _wide(terms: Poly) -> Poly:
     return {tuple(cast(a, "int64") for a in mono): c for mono, c in terms.items()}
 
@@ -379,25 +265,3 @@ def _tile_term(mono: tuple[Node, ...], c: int, wide: bool) -> Node:
         if not wide or (high is not None and high <= MAX_INT32):
             return node
     return from_poly(_wide(terms), "int64")
-
-
-def _conjunction(mask: Node) -> list[Node]:
-    if mask.op == "map" and mask.attr[0] == "and":
-        return [part for s in mask.src for part in _conjunction(s)]
-    return [mask]
-
-
-def _margin(high: Node, low: Node) -> Poly | None:
-    if low.dtype != high.dtype:
-        return None
-    return poly(simplify(high - low))
-
-
-def _less(node: Node) -> Poly | bool | None:
-    """high - low of a comparison low < high; False where it is none."""
-    if node.op != "map" or node.attr[0] not in ("lt", "gt"):
-        return False
-    low, high = node.src if node.attr[0] == "lt" else node.src[::-1]
-    if low.dtype != "int32":
-        return False
-    return _margin(high, low)

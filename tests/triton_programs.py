@@ -20,6 +20,7 @@ from autosched.ir.ops import (
     get,
     input_,
     iota,
+    kernel,
     load,
     max_,
     rsqrt,

@@ -1,0 +1,173 @@
+"""Which loads and stores are blocks of a tensor descriptor: strides, sizes and masks that fit.
+
+A descriptor reads zero outside its buffer and writes nothing there. A mask that says no more than
+that is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+from math import prod
+
+from autosched.codegen.triton_values import number
+from autosched.ir.extent import simplify
+from autosched.ir.linear import Poly, from_poly, poly
+from autosched.ir.node import Node
+from autosched.ir.ops import cast, const, iota
+from autosched.ir.scalar import ITEMSIZE
+
+MAX_BOX = 256  # elements of one dimension of a block
+MAX_RANK = 5
+ALIGNMENT = 16  # bytes, of strides and of a block's innermost row
+
+
+def extents_of(handle: Node) -> tuple[int, ...]:
+    dims = handle.attr[1]
+    return tuple(number(e) for e in ([e for _, e in dims] if handle.op == "input" else dims))
+
+
+def strides_of(handle: Node) -> tuple[int, ...]:
+    extents = extents_of(handle)
+    return tuple(prod(extents[n + 1 :]) for n in range(len(extents)))
+
+
+def access_of(node: Node) -> tuple[Node, tuple[Node, ...], tuple[object, ...]]:
+    """(handle, starts, dims) of a load or store."""
+    first = 2 if node.op == "store" else 1
+    dims = node.attr[0]
+    return node.src[0], node.src[first : first + len(dims)], dims
+
+
+def mask_of(node: Node) -> Node | None:
+    """The mask of a load or store; None where it has none or is always true."""
+    if not node.attr[1]:
+        return None
+    mask = node.src[-1] if node.op == "store" else node.src[-2]
+    return None if mask.op == "const" and mask.attr[0] else mask
+
+
+@dataclass(frozen=True)
+class Box:
+    """A load or store through a descriptor: its block, the axes of the block's dimensions that are
+    longer than 1, where it starts. masked: a mask says more than the descriptor does."""
+
+    node: Node
+    block: tuple[int, ...]
+    axes: tuple[str, ...]
+    coordinates: tuple[Node, ...]
+    masked: bool
+
+
+def coordinate(start: Node, dim: object) -> Node:
+    if not isinstance(dim, tuple):
+        return start
+    axis, extent, stride = dim
+    return start + cast(iota(axis, extent), start.dtype) * stride
+
+
+def _tile_axes(node: Node, loops: Container[str]) -> set[str]:
+    """The tile axes longer than 1 that an access varies along."""
+    _, starts, dims = access_of(node)
+    found = {a: number(e) for s in starts for a, e in s.axes}
+    found |= {d[0]: number(d[1]) for d in dims if isinstance(d, tuple)}
+    return {a for a, e in found.items() if e > 1 and a not in loops}
+
+
+def box_of(node: Node, loops: Container[str]) -> Box | None:
+    """The access as a block of a tensor descriptor, or None where it cannot be one.
+
+    loops: the axes that loops bind.
+    """
+    handle, starts, dims = access_of(node)
+    extents, strides = extents_of(handle), strides_of(handle)
+    size = ITEMSIZE[handle.dtype]
+    if handle.dtype == "bool":
+        return None
+    block, axes, coordinates = [], [], []
+    for start, dim in zip(starts, dims):
+        spans = isinstance(dim, tuple) and number(dim[1]) > 1
+        at = start
+        if isinstance(dim, tuple) and spans:
+            axis, extent, stride = dim
+            if stride != 1 or axis in axes or axis in loops:
+                return None
+            axes.append(axis)
+            block.append(number(extent))
+        else:
+            lone = [a for a, _ in start.free if a not in loops]
+            tile = _tile_of(start, lone)
+            if tile is None:
+                return None
+            at, axis, extent = tile
+            if axis:
+                axes.append(axis)
+            block.append(extent)
+        if any(a not in loops for a, _ in at.free) or at.dtype != "int32":
+            return None
+        coordinates.append(at)
+    fits = (
+        bool(axes)
+        and len(set(axes)) == len(axes)
+        and len(block) <= MAX_RANK
+        and max(block) <= MAX_BOX
+        and block[-1] * size >= ALIGNMENT
+        and all(s * size % ALIGNMENT == 0 for s in strides[:-1])
+        and not any(b & (b - 1) for b in block)
+        and set(axes) == _tile_axes(node, loops)
+    )
+    if not fits:
+        return None
+    return Box(node, tuple(block), tuple(axes), tuple(coordinates),
+               not _inside(node, extents))  # fmt: skip
+
+
+def _tile_of(start: Node, tiles: list[str]) -> tuple[Node, str, int] | None:
+    """(scalar part, axis, extent) of a start that is a scalar plus at most one tile axis."""
+    if not tiles:
+        return start, "", 1
+    if len(tiles) > 1:
+        return None
+    terms = poly(simplify(start))
+    for mono, c in terms.items():
+        if c == 1 and len(mono) == 1 and mono[0].op == "iota" and mono[0].attr[0] == tiles[0]:
+            rest = from_poly({m: k for m, k in terms.items() if m != mono}, "int32")
+            return rest, tiles[0], number(mono[0].attr[1])
+    return None
+
+
+def _inside(node: Node, extents: tuple[int, ...]) -> bool:
+    """Whether the mask says no more than that coordinates are below the buffer's extents, and
+    the fill is zero: what a descriptor does by itself."""
+    mask = mask_of(node)
+    if mask is None:
+        return True
+    fill = node.src[-1]
+    if node.op == "load" and not (fill.op == "const" and not fill.attr[0]):
+        return False
+    _, starts, dims = access_of(node)
+    bounds = [_margin(const(e, "int32"), coordinate(s, d))
+              for s, d, e in zip(starts, dims, extents)]  # fmt: skip
+    return all(_less(part) in bounds for part in _conjunction(mask))
+
+
+def _conjunction(mask: Node) -> list[Node]:
+    if mask.op == "map" and mask.attr[0] == "and":
+        return [part for s in mask.src for part in _conjunction(s)]
+    return [mask]
+
+
+def _margin(high: Node, low: Node) -> Poly | None:
+    if low.dtype != high.dtype:
+        return None
+    return poly(simplify(high - low))
+
+
+def _less(node: Node) -> Poly | bool | None:
+    """high - low of a comparison low < high; False where it is none."""
+    if node.op != "map" or node.attr[0] not in ("lt", "gt"):
+        return False
+    low, high = node.src if node.attr[0] == "lt" else node.src[::-1]
+    if low.dtype != "int32":
+        return False
+    return _margin(high, low)
