@@ -147,6 +147,23 @@ def test_vig_runs_both_ways() -> None:
     check("vig", reference)
 
 
+def test_vig_with_locality() -> None:
+    def reference(x: Arrays, s: Any) -> Arrays:
+        turned = {n: x[n][:, :, ::-1] for n in ("q", "k", "v", "xb")}
+        o = (gla(x, x["xf"], s) + gla(turned, turned["xb"], s)[:, :, ::-1]) / 2
+        rows = s.t // s.width
+        image = np.pad(x["v"].reshape(s.b, s.h, rows, s.width, s.e),
+                       ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))  # fmt: skip
+        local = sum(
+            x["w"][:, None, None, :, y, z] * image[:, :, y : y + rows, z : z + s.width]
+            for y in range(3) for z in range(3)
+        )  # fmt: skip
+        share = sig(x["gate"])
+        return {"o": share * o + (1 - share) * np.reshape(local, o.shape)}
+
+    check("vig_with_locality", reference)
+
+
 def test_lasp2_chunks_are_the_whole_sequence() -> None:
     def reference(x: Arrays, s: Any) -> Arrays:
         flat = {n: x[n].reshape(s.b, s.h, s.r * s.c, -1) for n in "qkv"}

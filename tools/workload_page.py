@@ -33,14 +33,14 @@ FAMILIES = {
 class System:
     """A published system: its row's code, name and standing.
 
-    standing: core (must be served), nice (served where it needs nothing new) or out, which `why`
-    explains.
+    standing: core (must be served), nice (served where it needs nothing new) or out, which `note`
+    explains; other notes say what of the system is left out.
     """
 
     code: str
     name: str
     standing: str
-    why: str = ""
+    note: str = ""
 
 
 SYSTEMS: tuple[System, ...] = (
@@ -73,7 +73,7 @@ SYSTEMS: tuple[System, ...] = (
     System("D7", "DeltaProduct", "core"),
     System("D8", "LLA, Parallax", "core"),
     System("D9", "MoM: mixture of memories", "nice"),
-    System("D10", "LASP-2", "core"),
+    System("D10", "LASP-2", "core", "its form on one device"),
     System("D11", "Hydra", "core"),
     System("D12", "Mamba2, SSD", "core"),
     System("D13", "NaLaFormer", "nice"),
@@ -98,7 +98,7 @@ SYSTEMS: tuple[System, ...] = (
     System("F1", "Monarch, M2", "core"),
     System("F2", "Butterfly, Walsh-Hadamard", "nice"),
     System("F3", "LoRD", "core"),
-    System("F4", "FlashMoE", "core"),
+    System("F4", "FlashMoE", "core", "its form on one device"),
     System("F5", "UbiMoE", "out", "a search method, which the tuner compares with; no kernel"),
     System("F6", "Flash-KMeans", "core"),
     System("F7", "SMASH SpGEMM", "out", "sparse times sparse: the result's pattern is data"),
@@ -165,8 +165,9 @@ def _systems(ordered: list[Workload]) -> Iterator[str]:
 def _row(system: System, mine: list[Workload]) -> str:
     used = {letter for w in mine for letter in w.features}
     listed = ", ".join(f"[`{w.name}`](#{w.name}) {w.length}" for w in mine)
+    served = "; ".join(filter(None, (listed, system.note)))
     needs = " ".join(letter for letter in FEATURES if letter in used)
-    cells = (system.code, system.name, system.standing, listed or system.why or "-", needs)
+    cells = (system.code, system.name, system.standing, served or "-", needs)
     return "| " + " | ".join(cells) + " |"
 
 

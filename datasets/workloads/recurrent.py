@@ -29,6 +29,8 @@ from autosched.ir.ops import (
     exp,
     iota,
     maximum,
+    minimum,
+    reaxis,
     rename,
     sigmoid,
     sum_,
@@ -179,14 +181,43 @@ def gated_linear_attention(
     return results(dtype, o=("b h t e", gla(s, q, k, v, x)))
 
 
+def both_ways(s: Sizes, q: Node, k: Node, v: Node, xf: Node, xb: Node) -> Node:
+    back = gla(s, flip(q, "t"), flip(k, "t"), flip(v, "t"), flip(xb, "t"))
+    return 0.5 * (gla(s, q, k, v, xf) + flip(back, "t"))
+
+
 @workload("D4", "C S", SMALL, {"vig": {"b": 8, "h": 3, "t": 3136, "d": 64, "e": 64}})
 def vig(*, b: int, h: int, t: int, d: int, e: int, dtype: str = "bfloat16") -> Program:
     """The mean of gated linear attention forwards and backwards, each with its own gates."""
     s = {"b": b, "h": h, "t": t, "d": d, "e": e}
     q, k, v = qkv(s, dtype)
     xf, xb = inputs(s, dtype, xf="b h t d", xb="b h t d")
-    back = gla(s, flip(q, "t"), flip(k, "t"), flip(v, "t"), flip(xb, "t"))
-    return results(dtype, o=("b h t e", 0.5 * (gla(s, q, k, v, xf) + flip(back, "t"))))
+    return results(dtype, o=("b h t e", both_ways(s, q, k, v, xf, xb)))
+
+
+def local_conv(x: Node, w: Node, width: int) -> Node:
+    """x[b h t e] on a grid of rows of `width`, each channel with its own 3 x 3 taps w[h e y x]."""
+    t = int(x.extent("t"))
+    row = iota("t", t) // width + iota("y", 3) - 1
+    col = iota("t", t) % width + iota("x", 3) - 1
+    inside = (row >= 0) & (row < t // width) & (col >= 0) & (col < width)
+    near = reaxis(x, {"t": maximum(minimum(row * width + col, t - 1), 0)})
+    return sum_(["y", "x"], where(inside, w * near, 0.0))
+
+
+@workload("D4", "C S", {**SMALL, "t": 12, "e": 5, "width": 4},
+          {"vig": {"b": 8, "h": 3, "t": 3136, "d": 64, "e": 64, "width": 56}})  # fmt: skip
+def vig_with_locality(
+    *, b: int, h: int, t: int, d: int, e: int, width: int, dtype: str = "bfloat16"
+) -> Program:
+    """`vig` with a gate, for each value, between it and a 3 x 3 convolution of the image."""
+    s = {"b": b, "h": h, "t": t, "d": d, "e": e, "y": 3, "x": 3}
+    q, k, v = qkv(s, dtype)
+    xf, xb, gate = inputs(s, dtype, xf="b h t d", xb="b h t d", gate="b h t e")
+    (w,) = weights(s, dtype, w="h e y x")
+    share = sigmoid(gate)
+    o = share * both_ways(s, q, k, v, xf, xb) + (1.0 - share) * local_conv(v, w, width)
+    return results(dtype, o=("b h t e", o))
 
 
 @workload(
