@@ -11,11 +11,13 @@
              changes a state, so that none can be skipped).
 
 Any number of tests bound the loop from either side: causal, windows, prefixes, the end of an axis.
+Where one of several tests suffices, the furthest bounds the loop.
 A row that is masked whole keeps its initial states, which is what all its empty blocks make of it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,10 +35,9 @@ _SIGNS: Mapping[str, tuple[int, int]] = {"ge": (1, 0), "gt": (1, -1), "le": (-1,
 
 
 @dataclass(frozen=True)
-class _Test:
-    """A test `0 <= slope * step + rest`; rest lies in [least, most] over the block's elements."""
+class _Bound:
+    """`0 <= slope * step + rest`; rest lies in [least, most] over the elements of a block."""
 
-    node: Node
     slope: int
     least: Node
     most: Node
@@ -45,10 +46,31 @@ class _Test:
         """slope < 0: the first step at which slope * step + rest < 0; else the first at which it
         is not negative. At least 0."""
         size = abs(self.slope)
-        if self.slope < 0:
-            return simplify(map_("floordiv", maximum(rest + size, 0), const(size, "int32")))
-        return simplify(map_("floordiv", maximum(const(size - 1, "int32") - rest, 0),
-                             const(size, "int32")))  # fmt: skip
+        above = rest + size if self.slope < 0 else const(size - 1, "int32") - rest
+        return simplify(map_("floordiv", maximum(above, 0), const(size, "int32")))
+
+
+@dataclass(frozen=True)
+class _Test:
+    """A test that holds where any of its bounds does; all of them bound the same end."""
+
+    node: Node
+    bounds: tuple[_Bound, ...]
+
+    @property
+    def upper(self) -> bool:
+        return self.bounds[0].slope < 0
+
+    def possible(self) -> Node:
+        """The end (upper) or the start of the steps at which some element may pass."""
+        return self._outermost([b.crossing(b.most) for b in self.bounds])
+
+    def certain(self) -> Node:
+        """The end or start of the steps at which all elements pass by one of the bounds."""
+        return self._outermost([b.crossing(b.least) for b in self.bounds])
+
+    def _outermost(self, ends: Sequence[Node]) -> Node:
+        return simplify(functools.reduce(maximum if self.upper else minimum, ends))
 
 
 def propose(program: Program, target: object = None) -> tuple[Action, ...]:
@@ -119,6 +141,19 @@ def _conditions(node: Node) -> Iterator[Node]:
 
 
 def _affine(test: Node, axis: str, loops: set[str]) -> _Test | None:
+    bounds = tuple(_bound(t, axis, loops) for t in _disjuncts(test))
+    if None in bounds or len({b.slope < 0 for b in bounds if b is not None}) != 1:
+        return None
+    return _Test(test, tuple(b for b in bounds if b is not None))
+
+
+def _disjuncts(test: Node) -> list[Node]:
+    if test.op == "map" and test.attr[0] == "or":
+        return [t for s in test.src for t in _disjuncts(s)]
+    return [test]
+
+
+def _bound(test: Node, axis: str, loops: set[str]) -> _Bound | None:
     if test.op != "map" or test.attr[0] not in _SIGNS or test.src[0].dtype != "int32":
         return None
     sign, offset = _SIGNS[test.attr[0]]
@@ -132,12 +167,10 @@ def _affine(test: Node, axis: str, loops: set[str]) -> _Test | None:
             slope = factor
         else:
             rest[atoms] = factor
-    if slope == 0:
+    least, most = (_extreme(rest, loops, s) for s in (-1, 1))
+    if slope == 0 or least is None or most is None:
         return None
-    ends = [_extreme(rest, loops, s) for s in (-1, 1)]
-    if ends[0] is None or ends[1] is None:
-        return None
-    return _Test(test, slope, ends[0], ends[1])
+    return _Bound(slope, least, most)
 
 
 def _extreme(terms: Mapping[tuple[Node, ...], int], loops: set[str], sign: int) -> Node | None:
@@ -191,17 +224,17 @@ def _bounded(fold: Node, emptying: Sequence[_Test], split: Sequence[_Test]) -> N
     """The loop within the steps that no test empties; those that no test cuts on their own."""
     lo, hi = fold.src[:2]
     for t in emptying:
-        if t.slope < 0:
-            hi = minimum(hi, t.crossing(t.most))
+        if t.upper:
+            hi = minimum(hi, t.possible())
         else:
-            lo = maximum(lo, t.crossing(t.most))
+            lo = maximum(lo, t.possible())
     lo, hi = simplify(lo), simplify(hi)
     first, last = lo, hi
     for t in split:
-        if t.slope < 0:
-            last = minimum(last, t.crossing(t.least))
+        if t.upper:
+            last = minimum(last, t.certain())
         else:
-            first = maximum(first, t.crossing(t.least))
+            first = maximum(first, t.certain())
     first = simplify(minimum(first, hi)) if first is not lo else lo
     last = simplify(maximum(last, first)) if last is not hi else hi
     if not split or as_extent(simplify(last - first)) == 0:
