@@ -33,6 +33,7 @@ from autosched.ir.ops import (
     eq,
     exp,
     iota,
+    map_,
     max_,
     maximum,
     minimum,
@@ -292,7 +293,9 @@ def think_select(
     shared = reaxis(q, {"h": iota("g", g) * (h // g) + iota("s", h // g)})
     score = mean("s w", shared * shared) * mean("j", k * k)
     other, at, to = rename(score, {"d": "o"}), iota("d", d), iota("o", d)
-    ahead = (other > score) | (eq(other, score) & (to < at))
+    # A channel is never ahead of itself, even where a kernel computes its score twice and rounds
+    # differently.
+    ahead = map_("ne", to, at) & ((other > score) | (eq(other, score) & (to < at)))
     chosen = sum_("o", cast(ahead, I32)) < c  # among the first c by rank
     place = scan("sum", "d", cast(chosen, I32), exclusive=True)
     kept = sum_("d", where(chosen & eq(place, iota("c", c)), at, 0))
