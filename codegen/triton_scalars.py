@@ -86,6 +86,8 @@ def cast_to(x: Val, target: str, use: Use) -> Val:
         x = Val(f"{use('nan_min')}({low}, {limit})", x.dims, x.dtype)
     if x.dtype in NARROW and target != "float32":
         x = widened(x)
+    if x.dtype == "float64" and target in NARROW - {"float16"}:
+        x = Val(f"{x.inside(ATOM)}.to(tl.float32)", x.dims, "float32")
     return Val(f"{x.inside(ATOM)}.to({TYPES[target]})", x.dims, target)
 
 
@@ -207,6 +209,12 @@ def _rsqrt(node: Node, x: Sequence[Val], use: Use) -> tuple[str, int]:
     return f"1.0 / {_sqrt(node, x, use)[0]}", MUL
 
 
+def _bitnot(node: Node, x: Sequence[Val], use: Use) -> tuple[str, int]:
+    if node.dtype.startswith("uint"):
+        return f"{x[0].inside(BITXOR)} ^ {2 ** (8 * ITEMSIZE[node.dtype]) - 1:#x}", BITXOR
+    return f"~{x[0].inside(UNARY)}", UNARY
+
+
 def _isnan(node: Node, x: Sequence[Val], use: Use) -> tuple[str, int]:
     return f"{x[0].inside(BITOR)} != {x[0].inside(BITOR)}", COMPARE
 
@@ -226,18 +234,17 @@ def _tan(node: Node, x: Sequence[Val], use: Use) -> tuple[str, int]:
 
 
 def _quotient(node: Node, x: Sequence[Val], use: Use) -> str:
-    """Rounded correctly: a quotient that is whole must not come out below."""
-    if "float64" in (x[0].dtype, x[1].dtype):
-        return _infix("/", MUL)(node, x, use)[0]
-    return f"tl.div_rn({x[0].text}, {x[1].text})"
+    """In float64: rounded to float32 it could come out whole where it is a little less."""
+    wide = [cast_to(v, "float64", use) for v in x]
+    return _infix("/", MUL)(node, wide, use)[0]
 
 
 def _truncated(node: Node, x: Sequence[Val], use: Use) -> tuple[str, int]:
-    return f"{use('truncate')}({_quotient(node, x, use)})", ATOM
+    return f"{use('truncate')}({_quotient(node, x, use)}).to({TYPES[x[0].dtype]})", ATOM
 
 
 def _floored(node: Node, x: Sequence[Val], use: Use) -> tuple[str, int]:
-    return f"tl.floor({_quotient(node, x, use)})", ATOM
+    return f"tl.floor({_quotient(node, x, use)}).to({TYPES[x[0].dtype]})", ATOM
 
 
 def _where(node: Node, x: Sequence[Val], use: Use) -> tuple[str, int]:
@@ -285,7 +292,7 @@ SCALAR_ROWS: dict[str, Row] = {
     "lt": _compare("<"), "le": _compare("<="), "gt": _compare(">"), "ge": _compare(">="),
     "eq": _compare("=="), "ne": _compare("!="),
     "and": _AND, "or": _OR, "xor": _XOR, "not": _unary("~"),
-    "bitand": _AND, "bitor": _OR, "bitxor": _XOR, "bitnot": _unary("~"),
+    "bitand": _AND, "bitor": _OR, "bitxor": _XOR, "bitnot": _bitnot,
     "shl": _infix("<<", SHIFT), "shr": _infix(">>", SHIFT),
     "popcount": _popcount,
     "where": _where,

@@ -67,14 +67,23 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 def mend_interpreter() -> None:
     """What Triton 3.6's interpreter gets wrong or does element by element.
 
-    It holds bfloat16 as the bits of an integer and multiplies those in `tl.dot`; and it reduces and
+    It holds bfloat16 as the bits of an integer, multiplies those in `tl.dot` and cuts off the rest
+    of a float32 where the hardware rounds to even; and it reduces and
     scans one element at a time, which costs seconds a tile: here whole slices, in the same order,
     by the kernel's own combining function.
     """
     import triton.language as tl
     from triton.runtime import interpreter as it
 
-    plain = it.InterpreterBuilder.create_dot
+    plain, cast = it.InterpreterBuilder.create_dot, it.InterpreterBuilder.cast_impl
+
+    def cast_impl(self: Any, src: Any, kind: Any) -> Any:
+        if src.dtype.scalar == tl.float32 and kind.scalar == tl.bfloat16:
+            bits = src.data.astype(np.float32).view(np.uint32)
+            even = bits + 0x7FFF + ((bits >> 16) & 1)
+            data = np.where(np.isnan(src.data), 0x7FC0, even >> 16).astype(np.uint16)
+            return it.TensorHandle(data, tl.bfloat16)
+        return cast(self, src, kind)
 
     def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         wide = [self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x
@@ -105,6 +114,7 @@ def mend_interpreter() -> None:
                 for n, g in enumerate(given)]  # fmt: skip
 
     it.InterpreterBuilder.create_dot = dot
+    it.InterpreterBuilder.cast_impl = cast_impl
     it.ReduceOps.generic_reduce = generic_reduce
     it.ScanOps.generic_scan = generic_scan
 
