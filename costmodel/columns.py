@@ -6,7 +6,7 @@ operations that IEEE 754 fixes are used, hence a row's values do not depend on i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -53,15 +53,15 @@ def whole(column: Column) -> Any:
     return column.astype(np.int64) if isinstance(column, np.ndarray) else int(column)
 
 
-def trips(structure: Structure, columns: Columns) -> list[Column]:
-    """Mean trips of every loop.
+def trips(loops: Sequence[Loop], columns: Columns) -> list[Column]:
+    """Mean trips of every loop; parents come before their children.
 
     Bounds that follow the coordinates of other loops are averaged by Simpson's rule over these
     loops' first, middle and last trips: exact for triangles and trapezoids.
     """
     out: list[Column] = []
     lengths: dict[str, Column] = {}
-    for loop in structure.loops:
+    for loop in loops:
         n = _trips(loop, columns, lengths)
         out.append(n)
         lengths[loop.axis] = n

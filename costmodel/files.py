@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autosched.costmodel.model import ModelError, check_version
+from autosched.costmodel.model import UNTRAINED, ModelError, check_version
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,7 +35,8 @@ def read_weights(path: Path, kind: str, fields: Sequence[str]) -> dict[str, Any]
         raise ModelError(f"cannot read weights from {path}: {error}") from error
     if not isinstance(data, dict) or data.get("model") != kind:
         raise ModelError(f"{path} holds no weights of a {kind} model")
-    check_version(data.get("features"), str(path))
+    if data.get("features") != UNTRAINED:
+        check_version(data.get("features"), str(path))
     if missing := [name for name in fields if name not in data]:
         raise ModelError(f"{path} is damaged: it lacks {', '.join(missing)}")
     return data

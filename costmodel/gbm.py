@@ -8,22 +8,24 @@ are no trees, and the model is the analytic one with a learned scale.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import lightgbm as lgb
 import numpy as np
 
-from autosched.costmodel.catalogue import VERSION
+from autosched.costmodel.catalogue import VERSIONS
 from autosched.costmodel.features import FeatureTable
 from autosched.costmodel.files import read_weights, write_text
 from autosched.costmodel.model import (
     PRIOR_SPREAD,
+    UNTRAINED,
     ModelError,
     Prediction,
     Rows,
     check_version,
+    joined_version,
     log_prior,
 )
 from autosched.costmodel.roofline import RooflineModel
@@ -31,9 +33,6 @@ from autosched.costmodel.roofline import RooflineModel
 MIN_ROWS = 24
 MEMBERS = 3
 TREES = 50
-# Shares of the bound tell trees what a schedule is limited by, at any size.
-_SHARES = ("compute_cycles", "memory_cycles", "arithmetic_cycles", "load_cycles", "store_cycles",
-           "issue_cycles", "chain_cycles", "overhead_cycles")  # fmt: skip
 _FIELDS = ("seed", "offset", "weight", "noise", "members")
 
 
@@ -49,14 +48,15 @@ class GbmModel:
     weight: float = 0.0
     noise: float = PRIOR_SPREAD
     members: tuple[str, ...] = ()
+    version: str = UNTRAINED
     _boosters: tuple[lgb.Booster, ...] = field(default=(), repr=False, compare=False)
 
     def fit(self, rows: Rows) -> GbmModel:
-        check_version(rows.features.version, "the table")
+        version = joined_version(rows, self.version)
         n = len(rows)
         offset = RooflineModel().fit(rows).offset
         if n < MIN_ROWS:
-            return GbmModel(self.seed, offset)
+            return GbmModel(self.seed, offset, version=version)
         inputs, target = design(rows.features), rows.residual - offset
         rng = np.random.default_rng(self.seed)
         texts: list[str] = []
@@ -68,15 +68,16 @@ class GbmModel:
             errors.append(target[rest] - _predict(booster, inputs[rest]))
             texts.append(booster.model_to_string())
         noise = float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
-        return GbmModel(self.seed, offset, n / (n + MIN_ROWS), noise, tuple(texts)).ready()
+        weight = n / (n + MIN_ROWS)
+        return GbmModel(self.seed, offset, weight, noise, tuple(texts), version).ready()
 
     def ready(self) -> GbmModel:
         """The same model with its trees parsed."""
         boosters = tuple(lgb.Booster(model_str=text) for text in self.members)
-        return GbmModel(self.seed, self.offset, self.weight, self.noise, self.members, boosters)
+        return replace(self, _boosters=boosters)
 
     def predict(self, table: FeatureTable) -> Prediction:
-        check_version(table.version, "the table")
+        check_version(table.version, "the table", self.version)
         base = log_prior(table) + self.offset
         if not self.members:
             return Prediction(np.exp(base), np.full(len(table), PRIOR_SPREAD))
@@ -90,7 +91,7 @@ class GbmModel:
     def save(self, path: Path) -> None:
         data = {
             "model": "gbm",
-            "features": VERSION,
+            "features": self.version,
             "seed": self.seed,
             "offset": self.offset,
             "weight": self.weight,
@@ -105,15 +106,18 @@ class GbmModel:
         members = tuple("\n".join(lines) for lines in data["members"])
         offset, weight, noise = (float(data[name]) for name in ("offset", "weight", "noise"))
         try:
-            return cls(int(data["seed"]), offset, weight, noise, members).ready()
+            version = str(data["features"])
+            return cls(int(data["seed"]), offset, weight, noise, members, version).ready()
         except lgb.basic.LightGBMError as error:
             raise ModelError(f"{path} has trees that LightGBM cannot read: {error}") from error
 
 
 def design(table: FeatureTable) -> np.ndarray:
-    """The inputs of the trees: all features, and each bound's share of the whole."""
-    bound = np.maximum(table.column("bound_cycles"), np.float32(1.0))
-    shares = [table.column(name) / bound for name in _SHARES]
+    """The inputs of the trees: all features, and each bound's share of the whole, which tells
+    what a schedule is limited by, at any size."""
+    catalogue = VERSIONS[table.version]
+    bound = np.maximum(table.column(catalogue.bound), np.float32(1e-3))
+    shares = [table.column(name) / bound for name in catalogue.shares]
     return np.column_stack([table.matrix, *shares])
 
 

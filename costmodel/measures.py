@@ -66,7 +66,7 @@ class _Run:
 
 
 def _run(structure: Structure, columns: Columns, threads: int) -> _Run:
-    every = trips(structure, columns)
+    every = trips(structure.loops, columns)
     counts, tasks = share_of_thread(structure, every, threads)
     entries: list[Column] = []
     iterations: list[Column] = []

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from autosched.costmodel.catalogue import VERSION
+from autosched.costmodel.catalogue import VERSIONS
 from autosched.costmodel.features import FeatureTable
 
 # How far off, in log time, a schedule may be of which only the program is known. Measured: 0.2
@@ -78,10 +78,27 @@ def log_prior(table: FeatureTable) -> np.ndarray:
     return np.log(np.maximum(table.column("analytic_us").astype(np.float64), 1e-3))
 
 
-def check_version(version: object, where: str) -> None:
-    """Raises ModelError unless `version` is the version of this code's features."""
-    if version != VERSION:
+# What a model that has not been trained is of: the features of any version.
+UNTRAINED = ""
+
+
+def check_version(version: object, where: str, trained: str = UNTRAINED) -> None:
+    """Raises ModelError unless this code computes features of `version`, and the model that
+    reads them was trained on these or not at all."""
+    if version not in VERSIONS:
+        known = " and ".join(map(repr, VERSIONS))
         raise ModelError(
-            f"{where} has weights for features {version!r}; this autosched computes {VERSION!r}: "
+            f"{where} has weights for features {version!r}; this autosched computes {known}: "
             "train the model again (old weights would be misread)"
         )
+    if trained not in (UNTRAINED, version):
+        raise ModelError(
+            f"{where} has features {version!r}, the model was trained on {trained!r}: "
+            "train a model for each kind of target"
+        )
+
+
+def joined_version(rows: Rows, trained: str) -> str:
+    """The version of a model that learns from these rows; those of none leave it as it is."""
+    check_version(rows.features.version, "the table")
+    return rows.features.version if len(rows) else trained

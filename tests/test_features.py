@@ -11,8 +11,10 @@ import pytest
 from programs import gemm, layernorm, rmsnorm, softmax
 from schedules import AVX2, ZEN4, gemm_sketch, softmax_sketch, unpacked_sketch
 
-from autosched.costmodel.catalogue import FEATURES, document
+from autosched.costmodel.catalogue import document
+from autosched.costmodel.cpu_catalogue import CPU
 from autosched.costmodel.features import FeatureTable, concatenate, features, sketch_features
+from autosched.costmodel.machine import rates
 from autosched.ir.count import count, scalar_cost
 from autosched.ir.node import IRError, Output, Program
 from autosched.ir.ops import buffer, forall, input_, iota, kernel, load, store, sum_, take
@@ -87,9 +89,9 @@ def test_values_are_finite_and_not_negative() -> None:
 def test_names_units_and_document_are_those_of_the_catalogue() -> None:
     program, sketch = CASES["gemm"]
     table = table_of(program, sketch)
-    assert table.names == tuple(f.name for f in FEATURES)
-    assert table.units == tuple(f.unit for f in FEATURES)
-    assert len(set(table.names)) == len(FEATURES)
+    assert table.names == tuple(f.name for f in CPU.features)
+    assert table.units == tuple(f.unit for f in CPU.features)
+    assert len(set(table.names)) == len(CPU.features)
     path = Path(__file__).parents[1] / "docs" / "features.md"
     assert path.read_text(encoding="utf-8") == document()
 
@@ -234,11 +236,9 @@ def test_horizontal_folds_and_scratch_of_a_row_reduction() -> None:
 # ---- edges -------------------------------------------------------------------------------------
 
 
-def test_a_gpu_target_is_refused() -> None:
-    made = sketch_features(gemm(32, 32, 32), gemm_sketch(), replace(ZEN4, kind="gpu"))
-    assert not isinstance(made, Illegal)
+def test_rates_of_a_core_are_refused_to_other_targets() -> None:
     with pytest.raises(IRError, match="gpu"):
-        made.evaluate({"cols": np.array([16]), "rows": np.array([4])})
+        rates(replace(ZEN4, kind="gpu"))
 
 
 def test_a_sketch_that_does_not_apply_is_a_value() -> None:

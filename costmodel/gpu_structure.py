@@ -1,0 +1,492 @@
+"""Symbolic tile program of a GPU in, its loops, boxes and contractions out: `GpuStructure`.
+
+One walk over every kernel. A value is a box over its free axes that no loop around it binds, made
+in the innermost loop that it depends on, by axis or by state. Sizes stay nodes over knobs, so that
+one structure serves all rows of a table. No operator is known by name here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from autosched.costmodel.gpu_machine import CHAIN_CYCLES, special_parts
+from autosched.costmodel.structure import Loop, Sizes
+from autosched.ir.extent import as_node, simplify
+from autosched.ir.linear import poly
+from autosched.ir.loops import as_loop
+from autosched.ir.node import Axes, Extent, IRError, Node, Program, walk
+from autosched.ir.ops import kernel_facts
+from autosched.ir.scalar import FLOATS, ITEMSIZE, SCALARS, split_name
+
+LEAVES = frozenset(("const", "iota", "carry", "knob", "buffer", "input"))
+# What moves a value or reads it elsewhere, without arithmetic of its own.
+MOVES = frozenset(("reaxis", "take", "slice", "place"))
+
+
+@dataclass(frozen=True)
+class GpuKernel:
+    """A launch: `root` is its outermost loop, `grid` the loops over programs, outermost first."""
+
+    name: str
+    root: int
+    grid: tuple[int, ...]
+    warps: Extent
+    stages: Extent
+    persistent: Extent
+    descriptors: Extent
+
+
+@dataclass(frozen=True)
+class BoxOps:
+    """`count` operations for each point of a box, in each iteration of `loop`.
+
+    kind: "arith" | "int" | "move" | "mufu" (evaluations by the special-function unit).
+    """
+
+    loop: int
+    kind: str
+    box: Sizes
+    count: float
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A contraction in each iteration of `loop`: rows x columns x depth, `batch` times.
+
+    dtype is that of the operands, precision "" where float32 stays float32; loaded says of each
+    operand whether it comes from memory as it is, or is computed first.
+    """
+
+    loop: int
+    rows: Sizes
+    columns: Sizes
+    depth: Sizes
+    batch: Sizes
+    dtype: str
+    precision: str
+    loaded: tuple[bool, bool]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A box that threads keep in registers: a "state" of a fold, a "value", or the computed
+    "rows" or "columns" of a contraction; width: bytes of an element."""
+
+    loop: int
+    role: str
+    box: Sizes
+    width: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Position along one dimension: strides over axes, and a rest that is not linear in them.
+
+    loaded: the position is itself read from memory.
+    """
+
+    extent: Extent
+    strides: tuple[tuple[str, Extent], ...]
+    rest: Node | None
+    rest_axes: tuple[str, ...]
+    loaded: bool
+
+
+@dataclass(frozen=True)
+class BoxAccess:
+    """A load or store of a box in each iteration of `loop`.
+
+    staged: loads that a loop fetches ahead, because a contraction of the same loop reads them;
+    shared: what a contraction reads, so that it lies in shared memory.
+    """
+
+    loop: int
+    handle: Node
+    places: tuple[Place, ...]
+    box: Axes
+    stores: bool
+    masked: bool
+    staged: bool
+    shared: bool
+
+    @property
+    def itemsize(self) -> int:
+        return max(ITEMSIZE[self.handle.dtype], 1)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The longest path through one iteration of `loop`: cycles of operations, loads in a row
+    that are not fetched ahead, and whether others are."""
+
+    loop: int
+    cycles: float
+    loads: int
+    staged: bool
+
+
+@dataclass(frozen=True)
+class GpuStructure:
+    """Kernels, their loops (parents before children), and what these do."""
+
+    kernels: tuple[GpuKernel, ...]
+    loops: tuple[Loop, ...]
+    ops: tuple[BoxOps, ...]
+    dots: tuple[Dot, ...]
+    held: tuple[Held, ...]
+    operands: tuple[Held, ...]  # computed operands of contractions, which pass shared memory
+    accesses: tuple[BoxAccess, ...]
+    chains: tuple[Chain, ...]
+
+    def chain(self, loop: int) -> tuple[int, ...]:
+        """The loop and all that enclose it, innermost first."""
+        return tuple(_ancestors(self.loops, loop))
+
+
+def _ancestors(loops: Sequence[Loop], loop: int) -> Iterator[int]:
+    while loop >= 0:
+        yield loop
+        loop = loops[loop].parent
+
+
+def gpu_structure(program: Program) -> GpuStructure:
+    """The structure of a tile program; knobs may be open. Raises IRError for algebra."""
+    if program.level != "tile":
+        raise IRError("features are of tile programs")
+    walker = _Walker()
+    kernels = tuple(walker.kernel(k) for k in program.body)
+    return GpuStructure(
+        kernels,
+        tuple(walker.loops),
+        tuple(BoxOps(*key, count) for key, count in walker.ops.items()),
+        tuple(walker.dots),
+        tuple(walker.held),
+        tuple(walker.operands),
+        tuple(walker.accesses),
+        tuple(walker.chains()),
+    )
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """Which loop each axis and each fold state belongs to."""
+
+    loop: int
+    axes: dict[str, int] = field(default_factory=dict)
+    states: dict[str, int] = field(default_factory=dict)
+
+    def inside(self, loop: int, axis: str, states: Iterable[str] = ()) -> _Scope:
+        carried = {**self.states, **dict.fromkeys(states, loop)}
+        return _Scope(loop, {**self.axes, axis: loop}, carried)
+
+
+class _Walker:
+    def __init__(self) -> None:
+        self.loops: list[Loop] = []
+        self.ops: Counter[tuple[int, str, Sizes]] = Counter()
+        self.dots: list[Dot] = []
+        self.held: list[Held] = []
+        self.operands: list[Held] = []
+        self.accesses: list[BoxAccess] = []
+        self.root = 0
+        self.done: set[tuple[Node, int]] = set()
+        # Of values by node and home: longest path that leads there inside their loop.
+        self.depth: dict[tuple[Node, int], tuple[float, int]] = {}
+        self.fetched: set[int] = set()  # loops with staged loads
+        self.fed: set[Node] = set()  # loads that contractions read
+        self.in_place: set[Node] = set()
+
+    def add_loop(self, axis: str, kind: str, parent: int, lo: Node, hi: Node) -> int:
+        loaded = reads_memory(lo) or reads_memory(hi)
+        extent: Extent = hi.attr[0] if hi.op == "const" else hi
+        self.loops.append(Loop(axis, kind, parent, lo, hi, extent, loaded))
+        return len(self.loops) - 1
+
+    # ---- statements -----------------------------------------------------------------------
+
+    def kernel(self, node: Node) -> GpuKernel:
+        self.root = self.add_loop("", "kernel", -1, as_node(0), as_node(1))
+        self.fed = {n for d in walk(*node.src) if d.op == "dot" for s in d.src for n in _feeds(s)}
+        for stmt in node.src:
+            self.statement(stmt, _Scope(self.root))
+        facts = kernel_facts(node)
+        grid = tuple(
+            n for n in range(self.root, len(self.loops)) if self.loops[n].kind == "grid"
+        )
+        return GpuKernel(
+            node.attr[0],
+            self.root,
+            grid,
+            facts.get("warps", 4),
+            facts.get("stages", 2),
+            facts.get("persistent", 0),
+            facts.get("descriptors", 0),
+        )
+
+    def statement(self, stmt: Node, scope: _Scope) -> None:
+        if stmt.op == "store":
+            self.store(stmt, scope)
+            return
+        loop, body = as_loop(stmt)
+        kind = "grid" if loop.bind in ("grid", "persistent") else "serial"
+        self.values([s for s in (loop.lo, loop.hi) if reads_memory(s)], scope)
+        number = self.add_loop(loop.axis, kind, scope.loop, loop.lo, loop.hi)
+        for s in body:
+            self.statement(s, scope.inside(number, loop.axis))
+
+    def store(self, stmt: Node, scope: _Scope) -> None:
+        handle, value, *rest = stmt.src
+        self.values([value, *filter(reads_memory, rest)], scope)
+        dims, masked = stmt.attr
+        starts = rest[: len(dims)]
+        axes = {a: e for s in (value, *starts) for a, e in s.free}
+        axes |= {d[0]: d[1] for d in dims if d is not None}
+        box = self.box(tuple(axes.items()), scope)
+        places = _places(handle, starts, dims)
+        self.accesses.append(
+            BoxAccess(scope.loop, handle, places, box, True, masked, False, False)
+        )
+
+    # ---- values -----------------------------------------------------------------------------
+
+    def home(self, node: Node, scope: _Scope) -> int:
+        """The innermost loop that the node depends on: where it is made, or hoisted to."""
+        # The results of a fold that are stacked along its axis are made at its steps.
+        own = node.attr[0] if node.op == "fold" else None
+        loops = [scope.axes[a] for a, _ in node.free if a in scope.axes and a != own]
+        loops += [scope.states[c] for c in node.carries if c in scope.states]
+        return max(loops, default=self.root)
+
+    def box(self, axes: Axes, scope: _Scope) -> Axes:
+        return tuple((a, e) for a, e in axes if a not in scope.axes)
+
+    def sizes(self, node: Node, scope: _Scope) -> Sizes:
+        return tuple(e for _, e in self.box(node.free, scope))
+
+    def values(self, roots: Sequence[Node], scope: _Scope) -> None:
+        """Accounts for what the roots need and is not made yet, operands first."""
+        stack = [(root, False) for root in reversed(roots)]
+        while stack:
+            node, ready = stack.pop()
+            if node.op in LEAVES or not node.types:
+                continue
+            key = (node, self.home(node, scope))
+            if ready:
+                self.value(node, key[1], scope)
+            elif key not in self.done:
+                self.done.add(key)
+                stack.append((node, True))
+                stack.extend((s, False) for s in reversed(_operands(node)))
+
+    def value(self, node: Node, home: int, scope: _Scope) -> None:
+        before = [self.depth.get((s, home), (0.0, 0)) for s in node.src]
+        cycles = max((c for c, _ in before), default=0.0)
+        loads = max((n for _, n in before), default=0)
+        if node.op == "fold":
+            self.fold(node, scope)
+        elif node.op == "load":
+            loads += 1 - self.load(node, home, scope)
+        elif node.op == "dot":
+            self.dot(node, home, scope)
+        elif node.op != "get":
+            self.compute(node, home, scope)
+        if node.op not in ("fold", "get", "load"):
+            cycles += CHAIN_CYCLES.get(_cost_class(node), CHAIN_CYCLES["arith"])
+        self.depth[node, home] = (cycles, loads)
+
+    def compute(self, node: Node, home: int, scope: _Scope) -> None:
+        """Operations of a value that is computed point by point, and the registers it takes."""
+        over = node.src[0] if node.op in ("reduce", "scan") else node
+        box = self.sizes(over, scope)
+        for kind, count in _operations(node):
+            self.ops[home, kind, box] += count  # type: ignore[assignment]
+        if node not in self.in_place:
+            for kind_ in node.types:
+                self.held.append(
+                    Held(home, "value", self.sizes(node, scope), max(ITEMSIZE[kind_.dtype], 1))
+                )
+
+    def load(self, node: Node, home: int, scope: _Scope) -> bool:
+        """Accounts for a load; whether its loop fetches it ahead."""
+        dims, masked = node.attr
+        starts = node.src[1 : 1 + len(dims)]
+        shared = node in self.fed
+        staged = shared and self.loops[home].kind == "fold"
+        if staged:
+            self.fetched.add(home)
+        box = self.box(node.free, scope)
+        places = _places(node.src[0], starts, dims)
+        self.accesses.append(
+            BoxAccess(home, node.src[0], places, box, False, masked, staged, shared)
+        )
+        if not shared:
+            self.held.append(
+                Held(home, "value", tuple(e for _, e in box), max(ITEMSIZE[node.dtype], 1))
+            )
+        return staged
+
+    def dot(self, node: Node, home: int, scope: _Scope) -> None:
+        axes, _, *precision = node.attr
+        a, b = (dict(self.box(s.free, scope)) for s in node.src)
+        self.dots.append(
+            Dot(
+                home,
+                tuple(e for n, e in a.items() if n not in b),
+                tuple(e for n, e in b.items() if n not in a),
+                tuple(a[n] for n in axes if n in a),
+                tuple(e for n, e in a.items() if n in b and n not in axes),
+                node.src[0].dtype,
+                precision[0] if precision else "",
+                (_as_loaded(node.src[0]), _as_loaded(node.src[1])),
+            )
+        )
+        for role, s in zip(("rows", "columns"), node.src):
+            if not _as_loaded(s):
+                width = max(ITEMSIZE[s.dtype], 1)
+                self.operands.append(Held(home, role, self.sizes(s, scope), width))
+        if node not in self.in_place:
+            self.held.append(Held(home, "value", self.sizes(node, scope), ITEMSIZE[node.dtype]))
+
+    def fold(self, node: Node, scope: _Scope) -> None:
+        """The loops of a fold, one for each of its intervals.
+
+        Where a serial loop over the same axis encloses it, that loop stores what the steps yield:
+        they are one loop.
+        """
+        axis, names, n_intervals, _ = node.attr
+        bounds, rest = node.src[: 2 * n_intervals], node.src[2 * n_intervals :]
+        bodies = rest[len(names) :]
+        around = scope.axes.get(axis)
+        for k in range(n_intervals):
+            if around is None:
+                outer = self.home(node, scope)
+                number = self.add_loop(axis, "fold", outer, *bounds[2 * k : 2 * k + 2])
+            else:
+                number = around
+                self.loops[number] = replace(self.loops[number], kind="fold")
+            inner = scope.inside(number, axis, names)
+            for kind, step in zip(node.types, bodies[: len(names)]):
+                box = tuple(e for a, e in kind.axes if a not in inner.axes)
+                self.held.append(Held(number, "state", box, ITEMSIZE[kind.dtype]))
+                same = {s for s in step.src if self.sizes(s, inner) == self.sizes(step, inner)}
+                self.in_place |= {step, *same}
+            self.values(bodies, inner)
+
+    def chains(self) -> Iterator[Chain]:
+        longest: dict[int, tuple[float, int]] = {}
+        for (_, home), (cycles, loads) in self.depth.items():
+            c, n = longest.get(home, (0.0, 0))
+            longest[home] = (max(c, cycles), max(n, loads))
+        for loop, (cycles, loads) in sorted(longest.items()):
+            yield Chain(loop, cycles, loads, loop in self.fetched)
+
+
+def _operands(node: Node) -> tuple[Node, ...]:
+    """What must be made before the node; of addresses and masks only what memory holds."""
+    if node.op == "load":
+        return tuple(filter(reads_memory, node.src[1:]))
+    if node.op in ("reaxis", "slice"):
+        return (node.src[0], *filter(reads_memory, node.src[1:]))
+    if node.op == "fold":
+        n_bounds = 2 * node.attr[2]
+        bounds = filter(reads_memory, node.src[:n_bounds])
+        return (*bounds, *node.src[n_bounds : n_bounds + len(node.attr[1])])
+    return node.src
+
+
+def _feeds(operand: Node) -> Iterator[Node]:
+    """The loads whose boxes, converted or masked, an operand of a contraction is."""
+    stack = [operand]
+    while stack:
+        node = stack.pop()
+        if node.op == "load":
+            yield node
+        elif node.op in ("map", *MOVES):
+            candidates = node.src if node.op == "map" else node.src[:1]
+            whole = [s for s in candidates if node.op != "map" or set(node.names) <= set(s.names)]
+            stack.extend(whole)
+
+
+def _as_loaded(operand: Node) -> bool:
+    while operand.op in ("place", "reaxis"):
+        operand = operand.src[0]
+    return operand.op == "load"
+
+
+def reads_memory(node: Node) -> bool:
+    """Whether a position, mask or bound is data; others cost next to nothing."""
+    return any(n.op == "load" for n in walk(node))
+
+
+def _cost_class(node: Node) -> str:
+    if node.op != "map":
+        return node.op
+    return SCALARS[split_name(node.attr[0])[0]].cost
+
+
+def _operations(node: Node) -> list[tuple[str, float]]:
+    """(kind, operations for each point) of one value."""
+    if node.op in ("reduce", "scan"):
+        steps = 1.0 if node.op == "reduce" else 5.0
+        return [("arith", steps * len(node.src))]
+    if node.op in MOVES:
+        return [("move", 1.0)]
+    if node.op != "map":
+        return [("arith", 1.0)]
+    fn = split_name(node.attr[0])[0]
+    cost = SCALARS[fn].cost
+    if cost == "special":
+        mufu, arith = special_parts(fn)
+        return [("mufu", mufu), ("arith", arith)]
+    if cost == "arith" and node.src[-1].dtype not in FLOATS:
+        return [("int", 1.0)]
+    return [(cost, 1.0)]
+
+
+# ---- positions ---------------------------------------------------------------------------------
+
+
+def _places(
+    handle: Node, starts: Sequence[Node], dims: Sequence[tuple[str, Extent, int] | None]
+) -> tuple[Place, ...]:
+    extents = [e for _, e in handle.attr[1]] if handle.op == "input" else handle.attr[1]
+    return tuple(_place(e, s, d) for e, s, d in zip(extents, starts, dims))
+
+
+def _place(extent: Extent, start: Node, dim: tuple[str, Extent, int] | None) -> Place:
+    """A position as strides over axes and the rest."""
+    strides: dict[str, Node] = {}
+
+    def add(axis: str, step: Node) -> None:
+        strides[axis] = strides[axis] + step if axis in strides else step
+
+    rest: Node | None = None
+    loaded = reads_memory(start)
+    if dim is not None:
+        add(dim[0], as_node(dim[2]))
+    if loaded:
+        rest = start
+    else:
+        for atoms, factor in poly(simplify(start)).items():
+            moving = [a for a in atoms if a.names]
+            if not moving:
+                continue
+            if len(moving) == 1 and moving[0].op == "iota":
+                step = as_node(factor)
+                for atom in atoms:
+                    step = step if atom is moving[0] else step * atom
+                add(moving[0].attr[0], step)
+                continue
+            term = as_node(factor)
+            for atom in atoms:
+                term = term * atom
+            rest = term if rest is None else rest + term
+    kept = tuple((a, _closed(s)) for a, s in sorted(strides.items()))
+    return Place(extent, kept, rest, rest.names if rest is not None else (), loaded)
+
+
+def _closed(node: Node) -> Extent:
+    short = simplify(node)
+    return int(short.attr[0]) if short.op == "const" else short
