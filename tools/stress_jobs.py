@@ -1,0 +1,244 @@
+"""A job of the stress workers: programs in, what kernels of theirs are wrong and how out.
+
+A program is checked as it stands, as the tasks that it is cut into, and each of these with its
+chains over an axis merged into one pass. Each of these forms is compiled by some of its legal
+schedules and held against the float64 meaning of what it stands for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from autosched.codegen.check import PEAK_FACTOR, compare
+from autosched.codegen.reference import reference
+from autosched.codegen.runtime.arrays import from_bfloat16
+from autosched.codegen.task_files import TaskData
+from autosched.ir.graph import Coverage, GraphValue, ModelGraph, WeightRef
+from autosched.ir.interp import InterpError, evaluate
+from autosched.ir.node import Node, Program, walk
+from autosched.ir.ops import const, map_
+from autosched.ir.partition import partition
+from autosched.ir.rules import cascade
+from autosched.ir.rules.action import act
+from autosched.ir.scalar import FLOATS
+from autosched.ir.schedule import Schedule, Sketch
+from autosched.ir.sketches import sketches
+from autosched.ir.target import Target
+from autosched.ir.text import parse, to_text
+from autosched.tools.backends import Broken, Refused, Result, Trial, backend
+from autosched.tools.random_programs import random_program
+
+BLOCKS = (3, 16)  # of single passes; most axes are no multiple of either
+ROWS = 20_000  # of a sketch's table from which schedules are drawn
+# How rounding errors may exceed what a few draws of them show, and how many are drawn.
+SAFETY, DRAWS = 8.0, 4
+UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A kernel that is wrong: the seed of its inputs, the text of what it means, the form of that
+    which was compiled, and its schedule."""
+
+    seed: int
+    program: str
+    form: str
+    schedule: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Tally:
+    """trials: kernels compared; refused: schedules that turned out not to be legal."""
+
+    trials: int
+    refused: int
+    findings: tuple[Finding, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"trials": self.trials, "refused": self.refused,
+                "findings": [vars(f) for f in self.findings]}  # fmt: skip
+
+
+def check_seeds(name: str, seeds: Sequence[int], schedules: int) -> dict[str, Any]:
+    """A Tally as JSON of random programs; `schedules` of each form."""
+    programs = [random_program(seed) for seed in seeds]
+    return check(name, programs, schedules, seeds).to_json()
+
+
+def check_text(name: str, text: str, schedules: int, seed: int) -> dict[str, Any]:
+    """A Tally as JSON of one program."""
+    return check(name, [parse(text)], schedules, [seed]).to_json()
+
+
+def check(name: str, programs: Sequence[Program], schedules: int, seeds: Sequence[int]) -> Tally:
+    """Random legal schedules of every form of the programs, on the backend of that name."""
+    on = backend(name)
+    trials: list[Trial] = []
+    wanted: list[tuple[int, Form, TaskData]] = []
+    findings: list[Finding] = []
+    for program, seed in zip(programs, seeds, strict=True):
+        rng = np.random.default_rng([seed, 1])
+        for form in forms(program, on.target):
+            try:
+                data = reference(form.meaning, seed)
+            except InterpError:
+                continue  # it reads out of range whatever it is given
+            chosen = [*drawn(form.program, on.target, schedules, rng)]
+            if not chosen:
+                findings.append(_finding(seed, form, None, "no legal schedule"))
+            trials += [Trial(form.program, s, data.inputs) for s in chosen]
+            wanted += [(seed, form, data)] * len(chosen)
+    results = on.run(trials)
+    for trial, result, (seed, form, data) in zip(trials, results, wanted, strict=True):
+        why = problem(form.meaning, data, result)
+        if why:
+            findings.append(_finding(seed, form, trial.schedule, why))
+    refused = sum(isinstance(r, Refused) for r in results)
+    return Tally(len(trials) - refused, refused, tuple(findings))
+
+
+def _finding(seed: int, form: Form, schedule: Schedule | None, why: str) -> Finding:
+    return Finding(seed, to_text(form.meaning), form.name, schedule.text if schedule else "", why)
+
+
+# ---- forms of a program ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Form:
+    """`program` is compiled, and means what `meaning` says."""
+
+    name: str
+    meaning: Program
+    program: Program
+
+
+def forms(program: Program, target: Target) -> Iterator[Form]:
+    """The program, its tasks, and their single passes."""
+    part = partition(graph_of(program), target)
+    tasks = [t.program for t in part.tasks]
+    for number, meaning in enumerate(dict.fromkeys([program, *tasks])):
+        name = f"task {number}" if number else "whole"
+        yield Form(name, meaning, meaning)
+        for axis in sorted({r.attr[1][0] for r in walk(*meaning.body) if r.op == "reduce"}):
+            for block in BLOCKS:
+                merged = cascade.apply(meaning, act("cascade", axis=axis, block=block))
+                if isinstance(merged, Program):
+                    yield Form(f"{name}, {axis} in blocks of {block}", meaning, merged)
+
+
+def graph_of(program: Program) -> ModelGraph:
+    """A model that is this program."""
+    weights = {
+        str(n.attr[0]): WeightRef(
+            str(n.attr[0]), n.dtype, tuple(int(e) for _, e in n.attr[1]), str(n.attr[0]), None
+        )
+        for n in program.inputs if n.attr[3] == "weight"
+    }  # fmt: skip
+    values = []
+    for out, node in zip(program.outputs, program.body):
+        extents = tuple(int(str(e)) for e in out.extents)
+        values.append(GraphValue(out.name, node, out.dims, extents, extents))
+    inputs = tuple(n for n in program.inputs if n.attr[3] == "arg")
+    return ModelGraph(inputs, tuple(values), (), weights, Coverage(0, 0))
+
+
+def drawn(
+    program: Program, target: Target, count: int, rng: np.random.Generator
+) -> Iterator[Schedule]:
+    """Up to `count` different schedules, each of any sketch that has one."""
+    found = sketches(program, target)
+    tables = [s.table(limit=ROWS) for s in found]
+    whole = [(s, t) for s, t in zip(found, tables) if len(next(iter(t.values())))]
+    seen: set[str] = set()
+    order = [int(n) for n in rng.permutation(len(whole))]
+    for n in range(count if whole else 0):
+        schedule = _row(*whole[order[n % len(order)]], rng)
+        if schedule.text not in seen:
+            seen.add(schedule.text)
+            yield schedule
+
+
+def _row(sketch: Sketch, table: Mapping[str, np.ndarray], rng: np.random.Generator) -> Schedule:
+    row = int(rng.integers(len(next(iter(table.values())))))
+    return sketch.schedule({k: int(v[row]) for k, v in table.items() if k})
+
+
+# ---- comparing ---------------------------------------------------------------------------------
+
+
+def problem(meaning: Program, data: TaskData, result: Result) -> str:
+    """What is wrong with a result; "" where nothing is, or nothing was run."""
+    if isinstance(result, Refused):
+        return ""
+    if isinstance(result, Broken):
+        return result.why
+    for out in meaning.outputs:
+        got = result[out.name]
+        got = from_bfloat16(got) if out.dtype == "bfloat16" else got
+        want = np.asarray(data.outputs[out.name]).reshape(got.shape)
+        bound = data.bounds.get(out.name)
+        found = compare(got, want, bound)
+        if not found.ok and not _explained(meaning, data, out.name, got, want, found.bound):
+            return f"{out.name}: {found.reason}"
+    return ""
+
+
+def _explained(
+    meaning: Program, data: TaskData, name: str, got: np.ndarray, want: np.ndarray, bound: float
+) -> bool:
+    """Whether rounding of the values on the way explains how far a result is off.
+
+    The definition is evaluated again with every value off by a unit of its type, a few times; a
+    result may be off by some of what that makes of it, besides the bound of its type.
+    """
+    if bound == 0.0 or not np.array_equal(np.isnan(got), np.isnan(want)):
+        return False
+    spread = np.zeros(want.shape)
+    for draw in range(DRAWS):
+        moved = perturbed(meaning, np.random.default_rng(draw))
+        with np.errstate(all="ignore"):
+            other = np.asarray(evaluate(moved, _numbers(meaning, data))[name]).reshape(want.shape)
+            spread = np.fmax(spread, np.abs(other - want))
+    finite = np.isfinite(want) & np.isfinite(spread)
+    rms = math.sqrt(float(np.mean(np.square(want[finite])))) if finite.any() else 0.0
+    with np.errstate(invalid="ignore"):
+        near = np.abs(got.astype(np.float64) - want) <= (
+            SAFETY * spread + bound * PEAK_FACTOR * (np.abs(want) + rms)
+        )
+    whole = float(np.linalg.norm((got.astype(np.float64) - want)[finite]))
+    allowed = bound * float(np.linalg.norm(want[finite])) + SAFETY * float(
+        np.linalg.norm(spread[finite])
+    )
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    return bool((near | same | ~np.isfinite(spread)).all()) and whole <= allowed
+
+
+def perturbed(program: Program, rng: np.random.Generator) -> Program:
+    """The program with every value that is computed off by a unit of its type, up or down; by
+    the root of their number where it is a sum of many."""
+    memo: dict[Node, Node] = {}
+    for node in walk(*program.body):
+        src = tuple(memo[s] for s in node.src)
+        new = node if src == node.src else Node(node.op, src, node.attr)
+        single = len(node.types) == 1 and node.op in ("map", "reduce", "scan")
+        if single and node.dtype in FLOATS and node.dtype in UNIT:
+            terms = 1
+            if node.op in ("reduce", "scan"):
+                gone = set(node.attr[1]) if node.op == "reduce" else {node.attr[1]}
+                terms = math.prod(int(str(e)) for a, e in node.src[0].free if a in gone)
+            off = UNIT[node.dtype] * math.sqrt(max(terms, 1)) * float(rng.choice([-1, 1]))
+            new = map_("mul", new, const(1.0 + off, node.dtype))
+        memo[node] = new
+    return replace(program, body=tuple(memo[b] for b in program.body))
+
+
+def _numbers(program: Program, data: TaskData) -> dict[str, np.ndarray]:
+    halves = {n.attr[0] for n in program.inputs if n.dtype == "bfloat16"}
+    return {n: from_bfloat16(a) if n in halves else a for n, a in data.inputs.items()}
