@@ -264,7 +264,7 @@ class Values:
         if len(index.dims) == 1 and index.dims[0] not in val.dims:
             (new,) = index.dims
             dims = tuple(new if d == axis else d for d in val.dims)
-            wide = self.spread(self.aligned(index, dims), dims)
+            wide = self.spread(index, dims)
             at = val.dims.index(axis)
             return Val(f"tl.gather({val.text}, {wide.text}, {at})", dims, val.dtype)
         raise Unsupported(f"a computed value is read along {axis} at places that vary along "
