@@ -330,3 +330,29 @@ def test_functions_of_the_model_are_inlined() -> None:
     graph = imported(model)
     assert not graph.islands
     np.testing.assert_array_equal(run_graph(graph, {"x": np.ones(2, np.float32)})["y"], [2, 2])
+
+
+# ---- recurrences ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_cells_with_a_length_for_each_sequence(direction: str) -> None:
+    model = parsed(f"""agraph (float[5, 3, 4] x, int32[3] n) => (float[5, d, 3, 2] y, float[d, 3, 2] h)
+        {{y, h = LSTM<hidden_size = 2, direction = "{direction}">(x, w, r, b, n)}}""")
+    ways = 2 if direction == "bidirectional" else 1
+    weights = {"w": numbers(ways, 8, 4), "r": numbers(ways, 8, 2, seed=1),
+               "b": numbers(ways, 16, seed=2)}  # fmt: skip
+    assert not imported(with_weights(model, **weights)).islands
+    same(model, x=numbers(5, 3, 4, seed=3), n=np.array([5, 2, 3], np.int32))
+
+
+def test_a_scan_with_a_body_that_reads_the_whole_too() -> None:
+    model = parsed("""agraph (float[2] s, float[3, 4, 2] x) => (float[2] last, float[2, 4] sums)
+        {last, sums = Scan<num_scan_inputs = 1, scan_input_axes = [1], scan_output_axes = [1],
+             scan_input_directions = [1], body = step (float[2] a, float[3, 2] row) => (b, out)
+             {m = ReduceMax<keepdims = 0>(row, zero) t = ReduceSum<keepdims = 0>(x, both)
+              p = Mul(a, m) b = Add(p, t) out = Sub(b, a)}>(s, x)}""")
+    axes = {"zero": np.array([0]), "both": np.array([0, 1])}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in axes.items())
+    assert not imported(onnx.ModelProto.FromString(model.SerializeToString())).islands
+    same(model, rtol=1e-4, s=numbers(2), x=numbers(3, 4, 2, seed=1))

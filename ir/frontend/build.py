@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,7 +38,8 @@ RANDOM = frozenset(
 @dataclass(frozen=True, eq=False)
 class OpNode:
     """One ONNX node. since: the version of its operator's definition, 0 where there is none;
-    captured: outer values that its subgraphs read; source: the node as its reader knows it."""
+    captured: outer values that its subgraphs read; bodies: those subgraphs, by attribute;
+    source: the node as its reader knows it."""
 
     name: str
     op: str
@@ -47,6 +49,7 @@ class OpNode:
     outputs: tuple[str, ...]
     attrs: Mapping[str, Any]
     captured: tuple[str, ...] = ()
+    bodies: Mapping[str, Body] = field(default_factory=dict)
     source: Any = None
 
     def __str__(self) -> str:
@@ -56,6 +59,16 @@ class OpNode:
     @property
     def reads(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*(i for i in self.inputs if i), *self.captured)))
+
+
+@dataclass(frozen=True, eq=False)
+class Body:
+    """A graph inside a node."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    constants: Mapping[str, Array]
+    nodes: tuple[OpNode, ...]
 
 
 @dataclass(frozen=True)
@@ -124,7 +137,7 @@ class _Walk:
                     "or was cut short; fetch or export it again"
                 )
         try:
-            results = self._results(node)
+            results = self._results(node, self.env)
         except Unsupported as why:
             self._leave(node, str(why))
             return
@@ -139,8 +152,8 @@ class _Walk:
             if name and result is not None:
                 self.env[name] = _value(name, result)
 
-    def _results(self, node: OpNode) -> Sequence[Result]:
-        operands = tuple(self.env[name] if name else None for name in node.inputs)
+    def _results(self, node: OpNode, env: Mapping[str, Value]) -> Sequence[Result]:
+        operands = tuple(env[name] if name else None for name in node.inputs)
         constant = (
             all(v is None or v.known is not None for v in operands)
             and not node.captured
@@ -151,7 +164,7 @@ class _Walk:
             folded = self.foreign.fold(node, [v.known if v else None for v in operands])
             if folded is not None:
                 return folded
-        results = self._built(node, operands)
+        results = self._built(node, operands, env)
         if not constant or any(isinstance(r, np.ndarray) for r in results):
             return results
         if sum(math.prod(r.shape) for r in results if r is not None) > FOLD_ELEMENTS:
@@ -164,17 +177,47 @@ class _Walk:
         row = TABLE.get(node.op)
         return row is not None and not node.domain and node.since in row.since
 
-    def _built(self, node: OpNode, operands: tuple[Value | None, ...]) -> Sequence[Result]:
+    def _built(
+        self, node: OpNode, operands: tuple[Value | None, ...], env: Mapping[str, Value]
+    ) -> Sequence[Result]:
         row = TABLE.get(node.op)
         if node.domain or row is None:
             raise Unsupported("not in the operator table")
         if node.since not in row.since:
             raise Unsupported(f"its version {node.since} is unknown")
+        bodies = {
+            name: partial(self._inside, body, env, f"{node.outputs[0]}/{name}/")
+            for name, body in node.bodies.items()
+        }
         call = Call(
-            node.op, node.since, operands, node.attrs, len(node.outputs), self.names, self.literals
-        )
+            node.op, node.since, operands, node.attrs, len(node.outputs), self.names,
+            self.literals, bodies,
+        )  # fmt: skip
         made = row.build(call)
         return made if isinstance(made, tuple) else (made,)
+
+    def _inside(
+        self, body: Body, outer: Mapping[str, Value], scope: str, given: Sequence[Result]
+    ) -> list[Tensor]:
+        """What a graph inside a node makes of its inputs; it may read the outer values too.
+
+        scope: makes names of two such graphs different, as literals want them.
+        """
+        env = dict(outer)
+        env |= {n: _constant(scope + n, a) for n, a in body.constants.items()}
+        env |= {n: _value(scope + n, x) for n, x in zip(body.inputs, given, strict=True)}
+        for node in body.nodes:
+            for name, result in zip(node.outputs, self._results(node, env)):
+                if name and result is not None:
+                    env[name] = _value(scope + name, result)
+        return [self._tensor(env[name]) for name in body.outputs]
+
+    def _tensor(self, value: Value) -> Tensor:
+        if value.tensor is not None:
+            return value.tensor
+        if value.constant is None:
+            raise Unsupported(f"makes {value.name}, which is not a tensor of known shape and type")
+        return self.literals.tensor(value.constant, value.name)
 
     def _leave(self, node: OpNode, reason: str) -> None:
         run_time = [name for name in node.reads if self.env[name].known is None]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -53,7 +53,10 @@ Result: TypeAlias = "Tensor | Array | None"
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One ONNX node with its operands; `since` is the version of its operator's definition."""
+    """One ONNX node with its operands; `since` is the version of its operator's definition.
+
+    bodies: what each graph among its attributes makes of operands.
+    """
 
     op: str
     since: int
@@ -62,6 +65,7 @@ class Call:
     n_outputs: int
     names: Names
     literals: Literals
+    bodies: Mapping[str, Callable[[Sequence[Tensor]], list[Tensor]]] = field(default_factory=dict)
 
     def has(self, n: int) -> bool:
         return n < len(self.inputs) and self.inputs[n] is not None

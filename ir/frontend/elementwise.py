@@ -139,6 +139,15 @@ def _cast(call: Call) -> Tensor:
     return x.with_node(to_dtype(x.node, call.dtype("to")))
 
 
+def _bitcast(call: Call) -> Tensor:
+    """A bool has the bits of the uint8 0 or 1, whatever a register holds it in."""
+    x, dtype = call.x(), call.dtype("to")
+    node = cast(x.node, "uint8") if x.dtype == "bool" else x.node
+    kind = "uint8" if dtype == "bool" else dtype
+    node = node if node.dtype == kind else map_(f"bitcast:{kind}", node)
+    return x.with_node(to_dtype(node, dtype))
+
+
 def _cast_like(call: Call) -> Tensor:
     x = call.x()
     return x.with_node(to_dtype(x.node, call.x(1).dtype))
@@ -266,6 +275,7 @@ ROWS: tuple[Row, ...] = (
     Row("Where", (9, 16), _where),
     Row("Cast", (13, 19, 21, 23, 24, 25, 28), _cast),
     Row("CastLike", (15, 19, 21, 23, 24, 25), _cast_like),
+    Row("BitCast", (26,), _bitcast),
     Row("BitShift", (11, 28), _bitshift),
     Row("IsInf", (10, 20), _isinf),
 )  # fmt: skip

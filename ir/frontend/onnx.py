@@ -21,7 +21,7 @@ import onnx.numpy_helper
 import onnx.shape_inference
 from google.protobuf.message import DecodeError
 
-from autosched.ir.frontend.build import OpNode, Source, TensorType, build_graph
+from autosched.ir.frontend.build import Body, OpNode, Source, TensorType, build_graph
 from autosched.ir.frontend.call import DTYPES_BY_NUMBER, Value
 from autosched.ir.frontend.external import ExternalData
 from autosched.ir.frontend.literal import Array
@@ -272,7 +272,23 @@ def _op_node(
         outputs=tuple(node.output),
         attrs=attrs,
         captured=tuple(outer),
+        bodies={
+            a.name: _body(path, a.g, opsets, external)
+            for a in node.attribute
+            if a.type == onnx.AttributeProto.GRAPH
+        },
         source=node,
+    )
+
+
+def _body(
+    path: Path, graph: onnx.GraphProto, opsets: Mapping[str, int], external: ExternalData
+) -> Body:
+    return Body(
+        tuple(info.name for info in graph.input),
+        tuple(info.name for info in graph.output),
+        {t.name: array_of(t, external) for t in graph.initializer},
+        tuple(_op_node(path, inner, opsets, external) for inner in graph.node),
     )
 
 

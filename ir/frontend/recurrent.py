@@ -7,7 +7,17 @@ from collections.abc import Callable, Sequence
 
 from autosched.ir.frontend.call import Call, Result, Row, wide
 from autosched.ir.frontend.reduction import axes_of, sum_over
-from autosched.ir.frontend.tensor import Dim, Names, Tensor, flatten_dim, reshape, unify
+from autosched.ir.frontend.tensor import (
+    Dim,
+    Names,
+    Tensor,
+    flatten_dim,
+    index_of,
+    narrow,
+    reshape,
+    unify,
+    view,
+)  # fmt: skip
 from autosched.ir.graph import ModelError
 from autosched.ir.node import Node
 from autosched.ir.ops import carry, cast, const, exp, fold, get
@@ -92,4 +102,76 @@ def _linear_attention(call: Call) -> tuple[Result, ...]:
     return out, Tensor(cast(state, kind), tuple(kept))
 
 
-ROWS: tuple[Row, ...] = (Row("LinearAttention", (27,), _linear_attention),)
+# ---- any body -----------------------------------------------------------------------------------
+
+
+def _scan(call: Call) -> tuple[Result, ...]:
+    """A graph applied step by step to slices of the last operands; the first ones are states."""
+    count = call.attr("num_scan_inputs")
+    operands = [call.x(n) for n in range(len(call.inputs))]
+    starts, scanned = operands[:-count], operands[-count:]
+    axes = call.attr("scan_input_axes", [0] * count)
+    back = call.attr("scan_input_directions", [0] * count)
+    lengths = {x.shape[x.position(axis)] for x, axis in zip(scanned, axes)}
+    if len(lengths) != 1:
+        raise ModelError(f"its operands have {sorted(lengths)} steps")
+    # A name of its own: a body may read the whole of what it also gets step by step.
+    time = call.names.axis("step", lengths.pop())
+    slices = [
+        _at_step(call.names, x, x.position(axis), time, bool(b))
+        for x, axis, b in zip(scanned, axes, back)
+    ]
+    shapes: list[Tensor] = []
+
+    def step(states: Nodes) -> tuple[Nodes, Nodes]:
+        now = [x.with_node(s) for x, s in zip(starts, states, strict=True)]
+        made = call.bodies["body"]([*now, *slices])
+        shapes[:] = made[len(starts) :]
+        after = [like(call.names, m, x.dims) for m, x in zip(made, starts)]
+        return after, [x.node for x in shapes]
+
+    carried = [(x.node, x.axes) for x in starts]
+    last, stacked = recurrence(call.names, time, carried, step)
+    out_axes = call.attr("scan_output_axes", [0] * len(shapes))
+    out_back = call.attr("scan_output_directions", [0] * len(shapes))
+    outs = [
+        _stacked(call.names, x.with_node(node), axis, time, bool(b))
+        for x, node, axis, b in zip(shapes, stacked, out_axes, out_back, strict=True)
+    ]
+    return *(x.with_node(node) for x, node in zip(starts, last)), *outs
+
+
+def _at_step(names: Names, x: Tensor, at: int, time: Dim, back: bool) -> Tensor:
+    """The slice of `x` along dimension `at` that the current step reads."""
+    x = flatten_dim(names, x, at)
+    here = index_of(time)
+    if back:
+        here = x.shape[at] - 1 - here
+    node = view(x.node, {name: here for name, _ in x.dims[at]})
+    return Tensor(node, (*x.dims[:at], *x.dims[at + 1 :]))
+
+
+def _stacked(names: Names, x: Tensor, axis: int, time: Dim, back: bool) -> Tensor:
+    """What the steps put out as one tensor, along a new dimension."""
+    at = axis % (x.rank + 1)
+    whole = Tensor(x.node, (*x.dims[:at], time, *x.dims[at:]))
+    size = whole.shape[at]
+    return narrow(names, whole, at, size - 1, size, -1) if back else whole
+
+
+def like(names: Names, x: Tensor, dims: tuple[Dim, ...]) -> Node:
+    """`x` over exactly the axes of `dims`, which has its shape."""
+    if x.dims == dims:
+        return x.node
+    for n in range(x.rank):
+        x = flatten_dim(names, x, n)
+    if x.shape != Tensor(x.node, dims).shape:
+        raise ModelError(f"a state of shape {Tensor(x.node, dims).shape} becomes one of {x.shape}")
+    return view(x.node, {a: index_of(new) for old, new in zip(x.dims, dims) for a, _ in old})
+
+
+_SCANS = (11, 16, 19, 21, 23, 24, 25)  # versions that only added types
+ROWS: tuple[Row, ...] = (
+    Row("LinearAttention", (27,), _linear_attention),
+    Row("Scan", _SCANS, _scan),
+)

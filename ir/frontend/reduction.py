@@ -248,6 +248,27 @@ def _batch_norm(call: Call) -> tuple[Result, ...]:
     return Tensor(cast(y, x.dtype), dims), *moved
 
 
+def _instance_norm(call: Call) -> Tensor:
+    x = call.x()
+    axes, value = axes_of(x.dims[2:]), wide(x.node)
+    centred = value - mean_over(value, axes)
+    inverse = 1.0 / sqrt(mean_over(centred * centred, axes) + call.attr("epsilon", 1e-5))
+    vectors = [Tensor(t.node, (*t.dims, *((),) * (x.rank - 2))) for t in map(call.x, (1, 2))]
+    nodes, dims = broadcast(call.names, x.with_node(centred * inverse), *vectors)
+    unit, scale, bias = map(wide, nodes)
+    return Tensor(cast(unit * scale + bias, x.dtype), dims)
+
+
+def _hardmax(call: Call) -> Tensor:
+    """1 at the first greatest value, 0 elsewhere."""
+    x = call.x()
+    axes = x.dims[x.position(call.attr("axis", -1))]
+    index = index_of(axes)
+    here = [name for name, _ in axes]
+    first = get(reduce_("argmax", here, x.node, index), 1) if here else index
+    return x.with_node(cast(map_("eq", index, first), x.dtype))
+
+
 def _global_pool(monoid: str) -> Callable[[Call], Tensor]:
     def build(call: Call) -> Tensor:
         x = call.x()
@@ -271,6 +292,8 @@ ROWS: tuple[Row, ...] = (
     Row("RMSNormalization", (23,), _rms_norm),
     Row("LpNormalization", (1, 22), _lp_norm),
     Row("BatchNormalization", (9, 14, 15), _batch_norm),
+    Row("InstanceNormalization", (6, 22), _instance_norm),
+    Row("Hardmax", (13,), _hardmax),
     Row("GlobalAveragePool", (1, 22), _global_pool("mean")),
     Row("GlobalMaxPool", (1, 22), _global_pool("max")),
 )

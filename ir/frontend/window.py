@@ -218,7 +218,24 @@ def _lp_pool(call: Call) -> Tensor:
     return pool.x.with_node(cast(norm, call.x().dtype))
 
 
+def _local_response(call: Call) -> Tensor:
+    """Each element by a power of the mean square of the channels around it."""
+    x, size = call.x(), call.attr("size")
+    before = (size - 1) // 2
+    w = Window(size, 1, 1, before, size - 1 - before, 0, x.shape[1])
+    slid = slide(call.names, x, 1, w, const(0, x.dtype))
+    around = wide(slid.node)
+    squares = Tensor(sum_over(around * around, slid.dims[2]), (*slid.dims[:2], *slid.dims[3:]))
+    alpha, beta, bias = (call.attr(n, d) for n, d in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1)))
+
+    def formula(v: Node, s: Node) -> Node:
+        return cast(wide(v) / map_("pow", s * (alpha / size) + bias, beta), x.dtype)
+
+    return joined(call, formula, x, squares)
+
+
 ROWS: tuple[Row, ...] = (
+    Row("LRN", (13,), _local_response),
     Row("Conv", (11, 22), _conv),
     Row("CausalConvWithState", (27,), _causal_conv),
     Row("AveragePool", (11, 19, 22), _average_pool),
