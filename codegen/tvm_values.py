@@ -154,6 +154,8 @@ class Values:
         """A reduce over axes in registers: unrolled ones by combining, lanes by halves."""
         monoid, axes = node.attr
         spec = MONOIDS[monoid]
+        if self.is_loop(node):
+            raise Unsupported("a loop result is read before its loop")
         if len(node.src) != 1:
             raise Unsupported(f"{monoid} over registers")
         (source,) = node.src
@@ -204,12 +206,18 @@ class Values:
                 if node not in scope.done:
                     out.append(node)
                 return
-            for s in node.src:
+            for s in self.parts(node):
                 visit(s)
 
         for root in roots:
             visit(root)
         return out
+
+    def parts(self, node: Node) -> Sequence[Node]:
+        """What a node's expression is made of: of a load, what its simplified address is."""
+        if node.op != "load":
+            return node.src
+        return [atom for _, atoms in self.terms(node) for atom in atoms]
 
     def is_loop(self, node: Node) -> bool:
         if node.op == "fold":
@@ -298,11 +306,9 @@ class Values:
         dims, masked = node.attr
         if masked or any(d is not None for d in dims):
             raise Unsupported("a masked load, or one of a box")
-        handle, starts = node.src[0], node.src[1:]
-        if node not in self.indices:
-            self.indices[node] = flat_terms(handle, starts)
+        handle = node.src[0]
         _, lanes = self.lane_of(node, scope)
-        base, stride = self.address(self.indices[node], scope, point)
+        base, stride = self.address(self.terms(node), scope, point)
         buffer = self.buffers[handle]
         if stride is None or stride == 0 or lanes == 1:
             value = tir.load(buffer, base)
@@ -311,6 +317,12 @@ class Values:
         else:
             value = tir.load(buffer, tir.ramp(base, lanes, stride))
         return self.loaded(value, handle.dtype)
+
+    def terms(self, node: Node) -> Terms:
+        """The offset of a load."""
+        if node not in self.indices:
+            self.indices[node] = flat_terms(node.src[0], node.src[1 : 1 + len(node.attr[0])])
+        return self.indices[node]
 
     @staticmethod
     def loaded(value: Expr, dtype: str) -> Expr:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from workload_check import distance
+from workload_check import Array, distance
 
 from autosched.codegen.build import BuiltKernel, compile_kernel
 from autosched.codegen.measure_jobs import bind, run_guarded
@@ -15,8 +16,10 @@ from autosched.codegen.task_files import TaskData
 from autosched.datasets.workloads import quantised_attention, quantised_bits, quantised_gemm
 from autosched.datasets.workloads.define import collected
 from autosched.ir.interp import evaluate
+from autosched.ir.node import Program
 from autosched.ir.rules.action import Illegal, act
 from autosched.ir.schedule import Schedule
+from autosched.ir.sketches import sketches
 from autosched.ir.target import host_target
 
 MODULES = {m.__name__ for m in (quantised_attention, quantised_bits, quantised_gemm)}
@@ -39,12 +42,30 @@ def test_kernels_decode_as_the_definition_does(
         assert isinstance(built, Illegal)
         assert built.why.startswith("no CPU form of float8_e4m3")
         return
+    run_and_compare(program, given, built, tmp_path)
+
+
+def test_a_sum_inside_an_address_is_a_loop_of_its_own(tmp_path: Path) -> None:
+    """The address is simplified, and the sum in it with it; both must be the same node."""
+    found = collected()["think_select"]
+    program, given = found.program(), found.inputs(0)
+    for sketch in sketches(program, host_target()):
+        table = sketch.table(limit=1000)
+        plan = sketch.schedule({name: int(column[-1]) for name, column in table.items()})
+        built = compile_kernel(program, plan, host_target(), "k")
+        run_and_compare(program, given, built, tmp_path)
+
+
+def run_and_compare(
+    program: Program, given: dict[str, Array], built: BuiltKernel | Illegal, folder: Path
+) -> None:
     assert isinstance(built, BuiltKernel), built
-    library = tmp_path / "k.so"
-    library.write_bytes(built.library)
-    data = {n.attr[0]: np.ascontiguousarray(given[n.attr[0]].astype(STORAGE[n.attr[2]]))
-            for n in program.inputs}  # fmt: skip
-    bound = bind(TaskData(data, {}), library, "k", built.args, 2)
-    run_guarded(bound)
-    for out, want in evaluate(program, given).items():
-        assert distance(bound.outputs[out], want) < 2e-6
+    with TemporaryDirectory(dir=folder) as own:
+        library = Path(own) / "k.so"
+        library.write_bytes(built.library)
+        data = {n.attr[0]: np.ascontiguousarray(given[n.attr[0]].astype(STORAGE[n.attr[2]]))
+                for n in program.inputs}  # fmt: skip
+        bound = bind(TaskData(data, {}), library, "k", built.args, 2)
+        run_guarded(bound)
+        for out, want in evaluate(program, given).items():
+            assert distance(bound.outputs[out], want) < 2e-6
