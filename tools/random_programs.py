@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
-
-import numpy as np
 
 from autosched.ir.node import Node, Output, Program, walk
 from autosched.ir.ops import (
     abs_,
+    carry,
     cast,
     const,
     eq,
     exp,
+    fold,
     get,
-    input_,
     iota,
     log,
     map_,
@@ -39,20 +36,15 @@ from autosched.ir.ops import (
     tanh,
     where,
 )
+from autosched.tools.random_values import EXTENTS, LIMIT, Values, size_of, volume
 
-EXTENTS = (1, 2, 3, 5, 7, 8, 11, 16, 17, 24, 33, 40, 67, 96, 130)
-LIMIT = 120_000  # elements of a value
-DTYPES = ("float32",) * 6 + ("float16", "bfloat16", "float64")
 MOST_STEPS = 12
 
-T = TypeVar("T")
 
-
-def random_program(seed: int, steps: int | None = None) -> Program:
-    """A program of one or two outputs; `steps`: of that many operators, the first of the seed's."""
+def random_program(seed: int) -> Program:
+    """A program of one to four outputs."""
     made = _Random(seed)
-    own = int(made.rng.integers(2, MOST_STEPS))
-    return made.program(own if steps is None else steps)
+    return made.program(int(made.rng.integers(2, MOST_STEPS)))
 
 
 def program_of(values: Sequence[tuple[Node, Sequence[str]]]) -> Program:
@@ -66,67 +58,8 @@ def program_of(values: Sequence[tuple[Node, Sequence[str]]]) -> Program:
     return Program("algebra", inputs, outputs, body)
 
 
-@dataclass
-class _Random:
-    """The state of the generator: the values made so far, over axes of known extents."""
-
-    seed: int
-    leaves: list[Node] = field(default_factory=list)
-    pool: list[Node] = field(default_factory=list)
-    names: int = 0
-
-    def __post_init__(self) -> None:
-        self.rng = np.random.default_rng([self.seed, 2])
-        self.dtype = str(self.rng.choice(DTYPES))
-        self.compute = "float64" if self.dtype == "float64" else "float32"
-        extents = [int(e) for e in self.rng.choice(EXTENTS, 4)]
-        self.axes = dict(zip("abcd", extents))
-
-    # ---- leaves -------------------------------------------------------------------------------
-
-    def pick(self, items: Sequence[T]) -> T:
-        return items[int(self.rng.integers(len(items)))]
-
-    def axis(self, hint: str = "n") -> str:
-        self.names += 1
-        return f"{hint}{self.names}"
-
-    def some_axes(self) -> dict[str, int]:
-        names = [a for a in self.axes if self.rng.random() < 0.6] or [self.pick([*self.axes])]
-        self.rng.shuffle(names)
-        while math.prod(self.axes[a] for a in names) > LIMIT:
-            names.pop()
-        return {a: self.axes[a] for a in names}
-
-    def input(self, dims: dict[str, int], dtype: str, kind: str = "arg") -> Node:
-        self.names += 1
-        return input_(f"x{self.names}", dims, dtype, kind)
-
-    def leaf(self) -> Node:
-        """An input in the type of the computation: stored in it, narrower, or as whole numbers."""
-        dims, kind = self.some_axes(), self.pick(["arg", "arg", "weight"])
-        if self.rng.random() < 0.15:
-            codes = cast(self.input(dims, self.pick(["int8", "uint8"]), kind), self.compute)
-            scales = dict([self.pick([*dims.items()])])
-            x = codes * 0.02 * cast(self.input(scales, self.dtype, kind), self.compute)
-        else:
-            x = cast(self.input(dims, self.dtype, kind), self.compute)
-            self.leaves.append(x)
-        return x
-
-    # ---- steps --------------------------------------------------------------------------------
-
-    def old(self) -> Node:
-        """A value made before; later ones more often."""
-        at = int(len(self.pool) * math.sqrt(self.rng.random()))
-        return self.pool[at]
-
-    def with_axes(self) -> Node | None:
-        found = [v for v in self.pool if v.axes]
-        return found[int(len(found) * math.sqrt(self.rng.random()))] if found else None
-
-    def number(self, value: float) -> Node:
-        return const(value, self.compute)
+class _Random(Values):
+    """One method a kind of step: a new value of old ones, or None where it does not apply."""
 
     def unary(self) -> Node:
         x = self.old()
@@ -150,13 +83,13 @@ class _Random:
         axis = self.pick(x.names)
         if kind == "any":
             return cast(reduce_("any", axis, x > 1.0), self.compute)
-        at = iota(axis, _size(x, axis))
+        at = iota(axis, size_of(x, axis))
         best = get(reduce_(self.pick(["argmax", "argmin"]), axis, x, at), 1)
-        return cast(best, self.compute) * (1 / _size(x, axis))
+        return cast(best, self.compute) * (1 / size_of(x, axis))
 
     def binary(self) -> Node | None:
         x, y = self.old(), self.old()
-        if _volume(x, y) > LIMIT:
+        if volume(x, y) > LIMIT:
             return None
         kind = self.pick(["add", "sub", "mul", "max", "min"])
         return {"add": (x + y) * 0.6, "sub": (x - y) * 0.6, "mul": x * y,
@@ -165,11 +98,11 @@ class _Random:
     def contraction(self) -> Node | None:
         x, y = self.old(), self.old()
         common = [a for a in x.names if a in y.names]
-        work = _volume(x, y)
+        work = volume(x, y)
         if not common or work > 40 * LIMIT:
             return None
         axis = self.pick(common)
-        return sum_(axis, x * y) * (1 / math.sqrt(_size(x, axis)))
+        return sum_(axis, x * y) * (1 / math.sqrt(size_of(x, axis)))
 
     def reduction(self) -> Node | None:
         x = self.with_axes()
@@ -178,7 +111,7 @@ class _Random:
         names = list(x.names)
         self.rng.shuffle(names)
         some = names[: 1 + (self.rng.random() < 0.3)]
-        n = math.prod(_size(x, a) for a in some)
+        n = math.prod(size_of(x, a) for a in some)
         kind = self.pick(["sum", "max", "min", "mean", "logsum"])
         if kind == "sum":
             return reduce_("sum", some, x) * (1 / math.sqrt(n))
@@ -194,7 +127,7 @@ class _Random:
         if x is None:
             return None
         axis = self.pick(x.names)
-        n = float(_size(x, axis))
+        n = float(size_of(x, axis))
         kind = self.pick(["softmax", "masked", "layer", "rms"])
         if kind == "layer":
             x = x - sum_(axis, x) / n
@@ -202,7 +135,7 @@ class _Random:
             return x * rsqrt(sum_(axis, x * x) / n + 0.01)
         if kind == "masked" and len(x.names) > 1:
             other = self.pick([a for a in x.names if a != axis])
-            seen = iota(axis, int(n)) <= iota(other, _size(x, other))
+            seen = iota(axis, int(n)) <= iota(other, size_of(x, other))
             x = where(seen, x, self.number(-math.inf))
         p = exp(x - max_(axis, x))
         return p / sum_(axis, p)
@@ -213,10 +146,10 @@ class _Random:
         common = [a for a in s.names if a in v.names] if s is not None and v is not None else []
         if s is None or v is None or not common:
             return None
-        if _volume(s, v) > 10 * LIMIT:
+        if volume(s, v) > 10 * LIMIT:
             return None
         axis = self.pick(common)
-        n, m = float(_size(s, axis)), max_(axis, s)
+        n, m = float(size_of(s, axis)), max_(axis, s)
         p = exp(s - m)
         kind = self.pick(["mean", "lse", "sink", "unit", "entropy", "spread", "signed", "pair",
                           "moments"])  # fmt: skip
@@ -248,9 +181,9 @@ class _Random:
         if x is None:
             return None
         axis = self.pick(x.names)
-        n, new = _size(x, axis), self.axis("f")
+        n, new = size_of(x, axis), self.axis("f")
         width = int(self.rng.choice(EXTENTS))
-        if _volume(x) * width > 20 * LIMIT:
+        if volume(x) * width > 20 * LIMIT:
             return None
         self.axes[new] = width
         a, b = (
@@ -267,7 +200,7 @@ class _Random:
             return None
         axis = self.pick(x.names)
         size, step = int(self.rng.integers(1, 5)), int(self.rng.integers(1, 4))
-        count = (_size(x, axis) - size) // step + 1
+        count = (size_of(x, axis) - size) // step + 1
         if count < 1:
             return None
         outer, inner = self.axis("o"), self.axis("w")
@@ -283,7 +216,7 @@ class _Random:
         if x is None:
             return None
         a, b = (self.pick(x.names) for _ in range(2))
-        at = iota(a, _size(x, a)) - iota(b, int(x.extent(b))) * int(self.rng.integers(1, 3))
+        at = iota(a, size_of(x, a)) - iota(b, int(x.extent(b))) * int(self.rng.integers(1, 3))
         keep = self.pick([at >= 0, at < 3, eq(at % 3, const(1, "int32"))])
         return where(keep, x, self.number(0.25))
 
@@ -293,7 +226,7 @@ class _Random:
         if x is None:
             return None
         axis = self.pick(x.names)
-        n = _size(x, axis)
+        n = size_of(x, axis)
         kind = self.pick(["reverse", "shift", "repeat", "split", "merge", "clip"])
         at = iota(axis, n)
         if kind == "reverse":
@@ -312,7 +245,7 @@ class _Random:
         other = self.pick(x.names)
         if other == axis:
             return None
-        m, whole = _size(x, other), self.axis("m")
+        m, whole = size_of(x, other), self.axis("m")
         self.axes[whole] = n * m
         both = iota(whole, n * m)
         return reaxis(x, {axis: both // m, other: both % m})
@@ -326,7 +259,7 @@ class _Random:
         if not fresh:
             return None
         new = self.pick([*fresh])
-        if _volume(x) * fresh[new] > LIMIT:
+        if volume(x) * fresh[new] > LIMIT:
             return None
         return take(x, axis, self.input({new: fresh[new]}, self.pick(["int64", "int32"])))
 
@@ -340,17 +273,64 @@ class _Random:
         if monoid == "max":
             flags["exclusive"] = False
         y = scan(monoid, axis, x, **flags)
-        return y * (1 / math.sqrt(_size(x, axis))) if monoid == "sum" else y
+        return y * (1 / math.sqrt(size_of(x, axis))) if monoid == "sum" else y
+
+    def recurred(self) -> Node | None:
+        """A state that decays along an axis, its last value or all of them."""
+        x = self.with_axes()
+        if x is None:
+            return None
+        axis = self.pick(x.names)
+        rest = {a: e for a, e in x.axes if a != axis}
+        state = carry("S", self.compute, rest)
+        kind = self.pick(["decay", "gate", "most"])
+        new = {"decay": state * 0.5 + x, "gate": state * sigmoid(x) + x * 0.5,
+               "most": maximum(state * 0.9, x)}[kind]  # fmt: skip
+        n = size_of(x, axis)
+        first = int(self.rng.integers(n)) if self.rng.random() < 0.2 else 0
+        start = const(0.5, self.compute)
+        if first or self.rng.random() < 0.5:
+            return get(fold(axis, [(first, n)], {"S": (start, new)}))
+        return get(fold(axis, [(0, n)], {"S": (start, new)}, [new - x * 0.5]), 1)
+
+    def found(self) -> Node | None:
+        """A row of a value, where another input has its largest or smallest element."""
+        x, leaf = self.with_axes(), self.pick(self.leaves) if self.leaves else None
+        if x is None or leaf is None or not set(leaf.names) - set(x.names):
+            return None
+        axis, along = self.pick(x.names), self.pick([a for a in leaf.names if a not in x.names])
+        if volume(x, leaf) > LIMIT:
+            return None
+        n, m = size_of(x, axis), size_of(leaf, along)
+        best = get(reduce_(self.pick(["argmax", "argmin"]), along, leaf, iota(along, m)), 1)
+        if axis in best.names:
+            return None
+        return take(x, axis, best % n)
+
+    def whole(self) -> Node | None:
+        """Something that is no float, of an input."""
+        if not self.leaves or not (x := self.pick(self.leaves)).names:
+            return None
+        axis = self.pick(x.names)
+        at = iota(axis, size_of(x, axis))
+        kind = self.pick(["index", "test", "count", "any", "cast"])
+        return {
+            "index": get(reduce_("argmin", axis, x, at), 1),
+            "test": x > 0.5,
+            "count": sum_(axis, cast(x > 0.0, "int32")),
+            "any": reduce_("all", axis, x < 1.5),
+            "cast": cast(map_("round", x * 3.0), "int8"),
+        }[kind]
 
     def step(self) -> Node | None:
         kinds: list[Callable[[], Node | None]] = (
             [self.unary] * 3 + [self.binary] * 5 + [self.contraction] * 4 + [self.reduction] * 3
             + [self.normalised] * 3 + [self.masked] * 2 + [self.moved] * 2 + [self.taken]
             + [self.stepped] * 2 + [self.scanned] + [self.chained] * 3 + [self.gated]
-            + [self.windowed]
+            + [self.windowed] + [self.recurred] + [self.found]
         )  # fmt: skip
         made = self.pick(kinds)()
-        if made is None or _volume(made) > LIMIT:
+        if made is None or volume(made) > LIMIT:
             return None
         return made
 
@@ -363,14 +343,6 @@ class _Random:
                 steps -= 1
         chosen = [self.pool[-1]] + [self.old() for _ in range(2) if self.rng.random() < 0.3]
         values = [cast(node, self.dtype) for node in dict.fromkeys(chosen)]
+        if self.rng.random() < 0.15 and (other := self.whole()) is not None:
+            values.append(other)
         return program_of([(v, [str(a) for a in self.rng.permutation(v.names)]) for v in values])
-
-
-def _volume(*values: Node) -> int:
-    """Points of the box over all axes of the values."""
-    sizes = {a: int(str(e)) for v in values for a, e in v.axes}
-    return math.prod(sizes.values())
-
-
-def _size(value: Node, axis: str) -> int:
-    return int(str(value.extent(axis)))
