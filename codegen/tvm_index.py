@@ -12,8 +12,8 @@ from math import prod
 from typing import Any, TypeAlias
 
 from autosched.codegen import tvm_api as tir
-from autosched.ir.extent import as_extent, simplify
-from autosched.ir.linear import poly
+from autosched.ir.extent import as_extent
+from autosched.ir.linear import poly, simplify_map
 from autosched.ir.node import Node
 
 Expr = Any
@@ -40,7 +40,18 @@ def extents_of(handle: Node) -> tuple[int, ...]:
 
 def terms_of(node: Node) -> Terms:
     """An integer expression as terms."""
-    return tuple((factor, atoms) for atoms, factor in poly(simplify(node)).items())
+    return tuple((factor, atoms) for atoms, factor in poly(_shorter(node, {})).items())
+
+
+def _shorter(node: Node, memo: dict[Node, Node]) -> Node:
+    """Arithmetic simplified above what it reads: a loop's result is found by the node of its loop,
+    which simplifying inside of it would change."""
+    if node.op != "map":
+        return node
+    if node not in memo:
+        src = tuple(_shorter(s, memo) for s in node.src)
+        memo[node] = simplify_map(node if src == node.src else Node("map", src, node.attr))
+    return memo[node]
 
 
 def flat_terms(handle: Node, starts: Sequence[Node]) -> Terms:
