@@ -40,10 +40,30 @@ def fold_parts(node: Node) -> tuple[tuple[Node, ...], ...]:
 
 
 def fold_body(node: Node) -> set[Node]:
-    """What depends on the step or the state of a fold, and so can't live outside of it."""
+    """What depends on the step or the state of a fold, and so can't live outside of it.
+
+    Another fold over an axis of the same name, which needs neither, is whole before this one
+    starts: its steps are its own, and what is stacked along them is read.
+    """
     axis, names, _, _ = node.attr
     _, _, yields, outs = fold_parts(node)
-    return {n for n in walk(*yields, *outs) if n.carries & set(names) or axis in dict(n.free)}
+    found: set[Node] = set()
+    stack = [*yields, *outs]
+    while stack:
+        n = stack.pop()
+        if n not in found and (n.carries & set(names) or axis in dict(n.free)) and not (
+            n.op == "fold" and _apart(n, axis, names)
+        ):
+            found.add(n)
+            stack.extend(n.src)
+    return found
+
+
+def _apart(node: Node, axis: str, names: Sequence[str]) -> bool:
+    """Whether a fold over `axis` needs no step of another one, nor its states."""
+    bounds, inits, _, _ = fold_parts(node)
+    start = {a for n in (*bounds, *inits) for a, _ in n.free}
+    return node.attr[0] == axis and axis not in start and not node.carries & set(names)
 
 
 def owners(program: Program) -> dict[Node, Node | None]:
