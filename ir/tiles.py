@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from autosched.ir import access as acc
 from autosched.ir.access import Access
@@ -17,6 +18,7 @@ from autosched.ir.loops import Nest, updates_itself
 from autosched.ir.node import Extent, Node, walk
 from autosched.ir.ops import eq, knob
 from autosched.ir.rules.action import Action, act
+from autosched.ir.rules.place import MAX_PACK_GROWTH
 from autosched.ir.schedule import Knob
 from autosched.ir.target import Target
 
@@ -238,7 +240,7 @@ def _copies(
         mine = [a for _, a in loads if a.handle is handle]
         operand = str(handle.attr[0])
         big = any(a.stride(lane) != 0 and any(a.stride(x) != 0 for x in reduced) for a in mine)
-        if mine[0].is_weight and big and _direct(nest, handle):
+        if mine[0].is_weight and big and _direct(nest, handle) and _pays(handle, loads):
             out.append(act("place", nest=nest.name, operand=operand, home="packed"))
         elif any(a.stride(lane) not in (0, 1) for a in mine) and not mine[0].is_weight:
             level = _level(mine, place.above)
@@ -248,6 +250,17 @@ def _copies(
                 )
                 out.extend(_vector_copy(nest, lane, operand, mine, place.above))
     return out
+
+
+def _pays(handle: Node, loads: Sequence[tuple[Node, Access]]) -> bool:
+    """Whether a pack holds elements half as often as packs may: the rest is for the rounding of
+    tiles. Words of several codes and scales of groups are read at many places each, and stay."""
+    most = MAX_PACK_GROWTH * max(prod(acc.extents_of(handle)), 1) // 2
+    read = (
+        [e for a, e in node.axes if access.stride(a) != 0]
+        for node, access in loads if access.handle is handle
+    )  # fmt: skip
+    return all(prod(e for e in extents if isinstance(e, int)) <= most for extents in read)
 
 
 def _vector_copy(

@@ -69,3 +69,16 @@ def run_and_compare(
         run_guarded(bound)
         for out, want in evaluate(program, given).items():
             assert distance(bound.outputs[out], want) < 2e-6
+
+
+CODED = ("marlin", "sparse_marlin", "matgptq", "mixllm", "bitlinear", "minifloat_linear", "flexq",
+         "w8a8")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_coded_weights_have_candidates(name: str) -> None:
+    """Words that hold many codes are no reason to pack them once a code: that fits nowhere."""
+    found = collected()[name]
+    for shape in (None, next(iter(found.shapes))):
+        tables = [s.table(limit=1000) for s in sketches(found.program(shape), host_target())]
+        assert sum(len(next(iter(table.values()))) for table in tables) > 0
