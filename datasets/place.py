@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import platformdirs
 import psutil
 
 STORE_NAME = "records.sqlite"
@@ -29,6 +28,8 @@ class StoreError(Exception):
 
 def default_path() -> Path:
     """The platform's place for user data, as platformdirs knows it."""
+    import platformdirs  # not needed where a path is given
+
     return Path(platformdirs.user_data_dir("autosched", appauthor=False)) / STORE_NAME
 
 

@@ -56,7 +56,8 @@ OWNERS: dict[str, set[str]] = {
 # Heavy or optional: these may be imported where they are needed, inside a function.
 # (resource is not there on Windows.)
 LAZY = {"tvm", "tvm_ffi", "onnx", "onnxruntime", "torch", "triton", "iree", "ml_dtypes", "scipy",
-        "lightgbm", "sklearn", "pyarrow", "rich", "resource"}  # fmt: skip
+        "lightgbm", "sklearn", "platformdirs", "pyarrow", "rich",
+        "resource"}  # fmt: skip
 # Files whose purpose is to load the rest late: a command must not pay for what it does not use.
 LAZY_FACES = {"autosched/__init__.py", "autosched/cli.py"}
 # Ours inside a function, each for a reason: a node's operators build nodes of the op table, which
