@@ -191,8 +191,9 @@ def _make_constant(
     """Makes shapes, axes and the like constants, as every export has them."""
     for at, info in enumerate(list(model.graph.input)):
         array = np.asarray(feed[info.name])
-        whole = array.dtype.kind in "iub" and array.ndim <= 1 and (at > 0 or scalars)
-        if whole or (scalars and array.ndim == 0):
+        counts = array.dtype.kind in "iub" and (at > 0 or scalars)
+        factors = scalars and (at > 0 or array.ndim == 0)
+        if array.ndim <= 1 and (counts or factors):
             model.graph.initializer.append(onnx.numpy_helper.from_array(array, info.name))
             model.graph.input.remove(info)
 

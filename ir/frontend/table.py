@@ -12,6 +12,7 @@ from autosched.ir.frontend import (
     quantize,
     recurrent,
     reduction,
+    resize,
     window,
 )
 from autosched.ir.frontend.call import Row
@@ -20,6 +21,6 @@ OPSETS = range(13, 29)  # versions of the default operator set that the rows wer
 
 _MODULES = (
     elementwise, reduction, contraction, movement, gather, attention, window, quantize, recurrent,
-    cells,
+    cells, resize,
 )  # fmt: skip
 TABLE: dict[str, Row] = {row.op: row for module in _MODULES for row in module.ROWS}
