@@ -49,6 +49,7 @@ SOURCES: Mapping[str, str] = {
     "load_cycles": "published: about 270 cycles to the second level, 600 to memory",
     "block_cycles": "start of a program: launch, parameters, first addresses",
     "wait_cycles": "a step of a loop that fetches ahead: waits, barrier, addresses",
+    "step_instructions": "of each warp in a step of a loop, beside its values: barriers, indices",
     "launch_us": "a kernel replayed in a graph",
     "clock_mhz": "clock under load: 0.9 of the boost clock",
     "descriptor_cycles": "a descriptor made by the program: a write, a fence, a fetch",
@@ -85,6 +86,7 @@ class GpuRates:
     load_cycles: float
     block_cycles: float
     wait_cycles: float
+    step_instructions: float
     launch_us: float
     descriptor_cycles: float
     warm_share: float
@@ -117,7 +119,7 @@ def gpu_rates(target: Target) -> GpuRates:
         memory_lanes_per_cycle=32.0,
         l2_port_bytes_per_cycle=64.0,
         # The second level's bandwidth follows the number of multiprocessors and the clock.
-        l2_gbs=0.72 * target.cores * 64.0 * clock,
+        l2_gbs=0.62 * target.cores * 64.0 * clock,
         dram_gbs=0.9 * target.dram_gbs,
         tensor_sustained=0.82,
         mma_share=0.62 if "wgmma" in target.features else 0.9,
@@ -125,6 +127,7 @@ def gpu_rates(target: Target) -> GpuRates:
         load_cycles=700.0,
         block_cycles=700.0,
         wait_cycles=60.0,
+        step_instructions=60.0,
         launch_us=2.0,
         descriptor_cycles=1000.0,
         warm_share=0.35,

@@ -6,7 +6,7 @@ programs share one, how many waves that makes, and what the device as a whole ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from autosched.ir.target import Target
 
 Facts = dict[str, Column]
 BASE_REGISTERS = 40.0  # addresses, loop counters, masks
+Times = Callable[[Sequence[int]], Column]  # loops that a value depends on -> how often
 MAX_REGISTERS = 255.0  # of a thread
 WARPGROUP = 4.0  # warps that issue one asynchronous tensor instruction together
 GROUP_ROWS = 64.0  # and its rows
@@ -117,8 +118,12 @@ def gpu_schedule_facts(
 
 
 def join(a: Column, b: Column) -> Column:
-    """Two bounds that overlap: the larger one, and up to 19 % more where they are equal."""
-    return np.sqrt(np.sqrt(a * a * (a * a) + b * b * (b * b)))
+    """Two bounds that overlap: the larger one, and up to 9 % more where they are equal."""
+    low, high = np.minimum(a, b), np.maximum(a, b)
+    ratio = low / np.maximum(high, 1e-9)
+    for _ in range(3):
+        ratio = ratio * ratio
+    return high * np.sqrt(np.sqrt(np.sqrt(1.0 + ratio)))
 
 
 def _added(*parts: Facts) -> Facts:
@@ -182,7 +187,7 @@ class _Kernel:
                 lengths = {**self.lengths, **box}
                 self.reaches[number] = Reach(access, columns, lengths)
                 self.boxes[number] = moved(access, self.reaches[number], columns, lengths)
-        self.made_dots = [(d, self.dot(d)) for d in structure.dots if d.loop in self.loops]
+        self.made_dots = [(d, self.dot(d)) for d in structure.dots if d.needs[0] == kernel.root]
 
     def mine(self, loop: int) -> bool:
         return loop in self.loops
@@ -298,7 +303,9 @@ class _Kernel:
             if number in self.boxes and access.shared:
                 box = self.boxes[number].elements * access.itemsize
                 if access.staged:
-                    loops[access.loop] = loops.get(access.loop, 0.0) + box * self.stages
+                    loops[access.loop] = loops.get(access.loop, 0.0) + box * np.where(
+                        self.often(access.needs)[1] > 0, self.stages, 1.0
+                    )
                 else:
                     outer = outer + box
         for held in self.structure.operands:
@@ -308,8 +315,11 @@ class _Kernel:
                     box = np.where(self.warps >= WARPGROUP, 0.0, box)
                 loops[held.loop] = loops.get(held.loop, 0.0) + box
         most: Column = 0.0
-        for column in loops.values():
-            most = np.maximum(most, column)
+        for n in loops:
+            around: Column = 0.0
+            for m in self.structure.chain(n):
+                around = around + loops.get(m, 0.0)
+            most = np.maximum(most, around)
         return outer + most
 
     def resident(self, registers: Column, shared: Column) -> Column:
@@ -322,29 +332,52 @@ class _Kernel:
         fits = np.minimum(fits, np.floor(room / (shared + r.shared_reserved)))
         return np.maximum(fits, 1.0)
 
+    def often(self, needs: Sequence[int]) -> tuple[Column, Column]:
+        """(times that a program makes a value, 1 where it does so at the steps of a loop).
+
+        A loop of one trip is none: what depends on it is made around it.
+        """
+        times: Column = 1.0
+        inside: Column = 0.0
+        for n in needs:
+            if self.steps(n):
+                looped = np.asarray(self.run.counts[n] != 1.0)
+                times = np.where(looped, self.run.iterations[n], times)
+                inside = np.where(looped, 1.0, inside)
+        return times, inside
+
     def phase(
         self, inside: bool, resident: Column, spills: Column
     ) -> tuple[Facts, Facts, Facts, Facts]:
         """Contractions, operations, memory and cycles of a program, in its loops or around them."""
-        loops = {
-            n
-            for n in self.loops
-            if inside == any(self.steps(m) for m in self.structure.chain(n))
-        }
-        dots, ops, memory = self.dots(loops), self.operations(loops), self.memory(loops, resident)
-        spilled = spills if inside else 0.0
-        return dots, ops, memory, self.program_cycles(dots, ops, memory, spilled)
+
+        def times(needs: Sequence[int]) -> Column:
+            often, stepped = self.often(needs)
+            return often * (stepped if inside else 1.0 - stepped)
+
+        dots, ops, memory = self.dots(times), self.operations(times), self.memory(times, resident)
+        if inside:
+            ops["move"] = ops["move"] + self.step_instructions()
+        return dots, ops, memory, self.program_cycles(dots, ops, memory, spills if inside else 0.0)
+
+    def step_instructions(self) -> Column:
+        """What the steps of loops take beside their values."""
+        total: Column = 0.0
+        for n in self.loops:
+            if self.steps(n):
+                steps = np.where(self.run.counts[n] != 1.0, self.run.iterations[n], 0.0)
+                total = total + self.rates.step_instructions * self.threads * steps
+        return total
 
     def steps(self, loop: int) -> bool:
         return self.structure.loops[loop].kind in ("fold", "serial")
 
-    def dots(self, loops: set[int]) -> Facts:
-        """Cycles of the tensor cores and of the CUDA cores for the contractions of some loops."""
+    def dots(self, times: Times) -> Facts:
+        """Cycles of the tensor cores and of the CUDA cores for contractions."""
         facts: Facts = dict.fromkeys(("tensor", "ideal", "cuda", "flops"), 0.0)
         for dot, made in self.made_dots:
-            if dot.loop in loops:
-                for name in facts:
-                    facts[name] = facts[name] + made[name] * self.run.iterations[dot.loop]
+            for name in facts:
+                facts[name] = facts[name] + made[name] * times(dot.needs)
         return facts
 
     def largest_dot(self) -> Facts:
@@ -352,7 +385,7 @@ class _Kernel:
         most: Column = -1.0
         facts: Facts = dict.fromkeys(("rows", "columns", "depth", "async"), 0.0)
         for dot, made in self.made_dots:
-            done = made["flops"] * self.run.iterations[dot.loop]
+            done = made["flops"] * self.often(dot.needs)[0]
             larger = done > most
             most = np.where(larger, done, most)
             facts = {name: np.where(larger, made[name], old) for name, old in facts.items()}
@@ -396,40 +429,36 @@ class _Kernel:
             "async": np.where(asynchronous, 1.0, 0.0),
         }
 
-    def operations(self, loops: set[int]) -> Facts:
-        """Operations of some loops by kind; each thread does at least one of each value."""
+    def operations(self, times: Times) -> Facts:
+        """Operations by kind; each thread does at least one of each value."""
         facts: Facts = dict.fromkeys(("arith", "int", "move", "mufu"), 0.0)
         for ops in self.structure.ops:
-            if ops.loop in loops:
+            if ops.needs[0] == self.kernel.root:
                 lanes = np.maximum(self.columns.product(ops.box), self.threads)
-                facts[ops.kind] = facts[ops.kind] + (
-                    ops.count * lanes * self.run.iterations[ops.loop]
-                )
+                facts[ops.kind] = facts[ops.kind] + ops.count * lanes * times(ops.needs)
         return facts
 
-    def memory(self, loops: set[int], resident: Column) -> Facts:
-        """Bytes and memory operations of some loops of a program."""
+    def memory(self, times: Times, resident: Column) -> Facts:
+        """Bytes and memory operations."""
         names = ("loaded", "boxed", "useful", "lanes", "stored", "store_boxes", "access_bytes",
                  "access_lanes", "pointers")  # fmt: skip
         facts: Facts = dict.fromkeys(names, 0.0)
         for number, box in self.boxes.items():
             access = self.structure.accesses[number]
-            if access.loop not in loops:
-                continue
-            times = self.run.iterations[access.loop]
-            facts["access_lanes"] = facts["access_lanes"] + box.lanes * times
-            facts["pointers"] = facts["pointers"] + box.lanes * times * self.by_pointer(number)
-            facts["access_bytes"] = facts["access_bytes"] + box.sectors * times
+            often = times(access.needs)
+            facts["access_lanes"] = facts["access_lanes"] + box.lanes * often
+            facts["pointers"] = facts["pointers"] + box.lanes * often * self.by_pointer(number)
+            facts["access_bytes"] = facts["access_bytes"] + box.sectors * often
             if access.stores:
-                facts["stored"] = facts["stored"] + box.sectors * times
+                facts["stored"] = facts["stored"] + box.sectors * often
                 facts["store_boxes"] = facts["store_boxes"] + (
-                    box.elements * access.itemsize * times
+                    box.elements * access.itemsize * often
                 )
                 continue
-            facts["boxed"] = facts["boxed"] + box.elements * access.itemsize * times
-            facts["useful"] = facts["useful"] + box.useful * times
-            facts["lanes"] = facts["lanes"] + box.lanes * times
-            facts["loaded"] = facts["loaded"] + self.through_l1(number, box, times, resident)
+            facts["boxed"] = facts["boxed"] + box.elements * access.itemsize * often
+            facts["useful"] = facts["useful"] + box.useful * often
+            facts["lanes"] = facts["lanes"] + box.lanes * often
+            facts["loaded"] = facts["loaded"] + self.through_l1(number, box, often, resident)
         return facts
 
     def by_pointer(self, number: int) -> Column:
@@ -493,9 +522,10 @@ class _Kernel:
                 continue
             step = chain.cycles + r.load_cycles * chain.loads
             if chain.staged:
-                first = r.load_cycles + self.staged_bytes(chain.loop) / self.rates.share_of_l2
+                first = r.load_cycles + self.staged_bytes(chain.loop) / r.share_of_l2
                 ahead = first / np.maximum(self.stages - 1.0, 1.0)
-                step = np.maximum(step + r.wait_cycles, ahead)
+                looped = self.run.counts[chain.loop] != 1.0
+                step = np.where(looped, np.maximum(step + r.wait_cycles, ahead), step)
                 total = total + first
             total = total + step * self.run.iterations[chain.loop]
         return total

@@ -47,18 +47,20 @@ class Reach:
         self.steps = [_steps(p, e, columns, lengths) for p, e in zip(access.places, self.extents)]
         self.whole = _buffer_bytes(access.handle, columns)
 
-    def bytes(self, lengths: Mapping[str, Column]) -> Column:
-        """Bytes of the sectors touched while each axis of `lengths` runs over that many steps."""
+    def bytes(self, lengths: Mapping[str, Column], *, clipped: bool = True) -> Column:
+        """Bytes of the sectors touched while each axis of `lengths` runs over that many steps;
+        not clipped: as if the buffer had no end."""
         rows: Column = 1.0
         last: Column = float(self.access.itemsize)
         for n, (steps, extent) in enumerate(zip(self.steps, self.extents)):
-            span, places = _covered(steps, lengths, extent, self.access.places[n].loaded)
+            limit = extent if clipped else np.inf
+            span, places = _covered(steps, lengths, limit, self.access.places[n].loaded)
             if n < len(self.steps) - 1:
                 rows = rows * places
             else:
                 dense = (span + 1.0) * self.access.itemsize
                 last = np.maximum(np.minimum(dense, places * SECTOR), SECTOR)
-        return np.minimum(rows * last, np.maximum(self.whole, SECTOR))
+        return np.minimum(rows * last, np.maximum(self.whole, SECTOR)) if clipped else rows * last
 
     def kept(self, lengths: Mapping[str, Column]) -> Column:
         """The share of the boxes' points that lie inside the buffer."""
@@ -149,7 +151,7 @@ def moved(
         elements = elements * size
     width = lane_bytes(access, columns)
     kept = reach.kept(lengths)
-    sectors = reach.bytes(box) * kept
+    sectors = reach.bytes(box, clipped=False) * kept
     return Moved(
         elements * access.itemsize / width, elements, sectors, elements * access.itemsize * kept,
         width,

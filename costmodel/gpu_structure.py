@@ -40,12 +40,14 @@ class GpuKernel:
 
 @dataclass(frozen=True)
 class BoxOps:
-    """`count` operations for each point of a box, in each iteration of `loop`.
+    """`count` operations for each point of a box.
 
-    kind: "arith" | "int" | "move" | "mufu" (evaluations by the special-function unit).
+    needs: the loops that the value depends on, outermost (the kernel) first: it is made in the
+    innermost of them that has more than one trip. kind: "arith" | "int" | "move" | "mufu"
+    (evaluations by the special-function unit).
     """
 
-    loop: int
+    needs: tuple[int, ...]
     kind: str
     box: Sizes
     count: float
@@ -53,13 +55,13 @@ class BoxOps:
 
 @dataclass(frozen=True)
 class Dot:
-    """A contraction in each iteration of `loop`: rows x columns x depth, `batch` times.
+    """A contraction: rows x columns x depth, `batch` times; needs as of BoxOps.
 
     dtype is that of the operands, precision "" where float32 stays float32; loaded says of each
     operand whether it comes from memory as it is, or is computed first.
     """
 
-    loop: int
+    needs: tuple[int, ...]
     rows: Sizes
     columns: Sizes
     depth: Sizes
@@ -96,13 +98,13 @@ class Place:
 
 @dataclass(frozen=True)
 class BoxAccess:
-    """A load or store of a box in each iteration of `loop`.
+    """A load or store of a box; needs as of BoxOps.
 
     staged: loads that a loop fetches ahead, because a contraction of the same loop reads them;
     shared: what a contraction reads, so that it lies in shared memory.
     """
 
-    loop: int
+    needs: tuple[int, ...]
     handle: Node
     places: tuple[Place, ...]
     box: Axes
@@ -110,6 +112,10 @@ class BoxAccess:
     masked: bool
     staged: bool
     shared: bool
+
+    @property
+    def loop(self) -> int:
+        return self.needs[-1]
 
     @property
     def itemsize(self) -> int:
@@ -185,7 +191,7 @@ class _Scope:
 class _Walker:
     def __init__(self) -> None:
         self.loops: list[Loop] = []
-        self.ops: Counter[tuple[int, str, Sizes]] = Counter()
+        self.ops: Counter[tuple[tuple[int, ...], str, Sizes]] = Counter()
         self.dots: list[Dot] = []
         self.held: list[Held] = []
         self.operands: list[Held] = []
@@ -245,19 +251,24 @@ class _Walker:
         axes |= {d[0]: d[1] for d in dims if d is not None}
         box = self.box(tuple(axes.items()), scope)
         places = _places(handle, starts, dims)
+        around = tuple(sorted(_ancestors(self.loops, scope.loop)))
         self.accesses.append(
-            BoxAccess(scope.loop, handle, places, box, True, masked, False, False)
+            BoxAccess(around, handle, places, box, True, masked, False, False)
         )
 
     # ---- values -----------------------------------------------------------------------------
 
-    def home(self, node: Node, scope: _Scope) -> int:
-        """The innermost loop that the node depends on: where it is made, or hoisted to."""
+    def needs(self, node: Node, scope: _Scope) -> tuple[int, ...]:
+        """The loops that the node depends on, by axis or by state, outermost first."""
         # The results of a fold that are stacked along its axis are made at its steps.
         own = node.attr[0] if node.op == "fold" else None
-        loops = [scope.axes[a] for a, _ in node.free if a in scope.axes and a != own]
-        loops += [scope.states[c] for c in node.carries if c in scope.states]
-        return max(loops, default=self.root)
+        loops = {scope.axes[a] for a, _ in node.free if a in scope.axes and a != own}
+        loops |= {scope.states[c] for c in node.carries if c in scope.states}
+        return tuple(sorted({self.root, *loops}))
+
+    def home(self, node: Node, scope: _Scope) -> int:
+        """The innermost loop that the node depends on: where it is made, or hoisted to."""
+        return self.needs(node, scope)[-1]
 
     def box(self, axes: Axes, scope: _Scope) -> Axes:
         return tuple((a, e) for a, e in axes if a not in scope.axes)
@@ -301,7 +312,7 @@ class _Walker:
         over = node.src[0] if node.op in ("reduce", "scan") else node
         box = self.sizes(over, scope)
         for kind, count in _operations(node):
-            self.ops[home, kind, box] += count  # type: ignore[assignment]
+            self.ops[self.needs(node, scope), kind, box] += count  # type: ignore[assignment]
         if node not in self.in_place:
             for kind_ in node.types:
                 self.held.append(
@@ -316,10 +327,11 @@ class _Walker:
         staged = shared and self.loops[home].kind == "fold"
         if staged:
             self.fetched.add(home)
+        needs = self.needs(node, scope)
         box = self.box(node.free, scope)
         places = _places(node.src[0], starts, dims)
         self.accesses.append(
-            BoxAccess(home, node.src[0], places, box, False, masked, staged, shared)
+            BoxAccess(needs, node.src[0], places, box, False, masked, staged, shared)
         )
         if not shared:
             self.held.append(
@@ -332,7 +344,7 @@ class _Walker:
         a, b = (dict(self.box(s.free, scope)) for s in node.src)
         self.dots.append(
             Dot(
-                home,
+                self.needs(node, scope),
                 tuple(e for n, e in a.items() if n not in b),
                 tuple(e for n, e in b.items() if n not in a),
                 tuple(a[n] for n in axes if n in a),
