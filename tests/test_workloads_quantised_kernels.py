@@ -71,8 +71,7 @@ def run_and_compare(
             assert distance(bound.outputs[out], want) < 2e-6
 
 
-CODED = ("marlin", "sparse_marlin", "matgptq", "mixllm", "bitlinear", "minifloat_linear", "flexq",
-         "w8a8")  # fmt: skip
+CODED = ("marlin", "sparse_marlin", "matgptq", "bitlinear", "minifloat_linear", "flexq", "w8a8")
 
 
 @pytest.mark.parametrize("name", CODED)
