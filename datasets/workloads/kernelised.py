@@ -64,30 +64,32 @@ def local_linear_attention(
 ) -> Program:
     """Local linear regression on the causal keys around each query: o = sum w (1 - z rho) v / down
     with (sum w z z' + ridge) rho = sum w z, solved by conjugate gradients that stream the keys."""
-    s = {"b": b, "h": h, "t": t, "d": d, "e": e, "round": rounds}
+    s = {"b": b, "h": h, "t": t, "d": d, "e": e}
     q, k, v = qkv(s, dtype)
     z = keys(k) - q
     w = where(causal(t), exp(sum_("d", q * keys(k)) * d**-0.5), 0.0)
     mu = sum_("j", w * z)
-    rho = conjugate_gradients(s, "d", lambda p: sum_("j", w * z * sum_("d", z * p)) + ridge * p, mu)
+    rho = conjugate_gradients(
+        lambda p: sum_("j", w * z * sum_("d", z * p)) + ridge * p, mu, "d", rounds
+    )
     down = sum_("j", w) - sum_("d", mu * rho)
     o = sum_("j", w * (1.0 - sum_("d", z * rho)) * keys(v)) / down
     return results(dtype, o=("b h t e", o))
 
 
 def conjugate_gradients(
-    s: dict[str, int], axis: str, apply: Callable[[Node], Node], rhs: Node
+    apply: Callable[[Node], Node], rhs: Node, axis: str, rounds: int
 ) -> Node:
-    """x of `apply`(x) = rhs after s["round"] rounds from zero; done rows stay as they are."""
-    dims = " ".join(rhs.names)
-    x, r, p = (state(name, {**s, "t": int(rhs.extent("t"))}, dims) for name in ("x", "r", "p"))
+    """x of `apply`(x) = rhs along an axis, after `rounds` from zero; done rows stay as they are."""
+    sizes = {a: int(rhs.extent(a)) for a in rhs.names}
+    x, r, p = (state(name, sizes, " ".join(sizes)) for name in ("x", "r", "p"))
     after = apply(p)
     rr, pAp = sum_(axis, r * r), sum_(axis, p * after)
     step = where(rr > 0.0, rr / where(pAp > 0.0, pAp, 1.0), 0.0)
     left = r - step * after
     turn = where(rr > 0.0, sum_(axis, left * left) / where(rr > 0.0, rr, 1.0), 0.0)
     states = {"x": (number(0.0), x + step * p), "r": (rhs, left), "p": (rhs, left + turn * p)}
-    return get(fold("round", [(0, s["round"])], states), 0)
+    return get(fold("round", [(0, rounds)], states), 0)
 
 
 @workload(

@@ -26,6 +26,7 @@ from autosched.ir.node import Node, Program
 from autosched.ir.ops import (
     abs_,
     cast,
+    eq,
     exp,
     iota,
     maximum,
@@ -125,9 +126,7 @@ def diagonal_attention(
     q, k, v = qkv({"b": b, "h": h, "t": t, "d": d, "e": e}, dtype)
     k, v = rename(k, {"t": "j"}), rename(v, {"t": "j"})
     scores = sum_("d", q * k) * d**-0.5
-    near = ((iota("t", t) // block) * block <= iota("j", t)) & (
-        iota("j", t) < (iota("t", t) // block + 1) * block
-    )
+    near = eq(iota("t", t) // block, iota("j", t) // block)
     o = sum_("j", softmax("j", where(near, scores, -math.inf)) * v)
     return results(dtype, o=("b h t e", o))
 
