@@ -284,6 +284,20 @@ def test_joined_gate_and_up_are_one_fold() -> None:
     assert total(tile) == 1
 
 
+def test_reduces_of_a_new_state_join() -> None:
+    """A state has a nest that starts it, with no reduce at all, and one that makes the next."""
+    x = input_("x", {"t": 5, "k": 4})
+    a, b = (sum_("k", x * input_(n, {"k": 4, "m": 3})) for n in "ab")
+    state = carry("S", "float32", {"m": 3})
+    loop = fold("t", [(0, 5)], {"S": (const(0.0, "float32"), state * 0.5 + a * b)})
+    program = algebra({"y": ("m",)}, y=get(loop))
+    tile = run_actions(program, [INLINED, act("join", nest="s0.0")])
+    assert isinstance(tile, Program), tile
+    assert total(tile) == 1
+    arrays = values(program)
+    np.testing.assert_allclose(evaluate(tile, arrays)["y"], evaluate(program, arrays)["y"], 1e-12)
+
+
 def test_recurrences_are_loops_over_statements() -> None:
     tile = run_actions(delta_algebra(1, 2, 4, 3, 5), [INLINED])
     assert isinstance(tile, Program)

@@ -8,8 +8,10 @@ schedules and held against the float64 meaning of what it stands for.
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,7 +91,11 @@ def check(name: str, programs: Sequence[Program], schedules: int, seeds: Sequenc
                 data = reference(form.meaning, seed)
             except InterpError:
                 continue  # it reads out of range whatever it is given
-            chosen = [*drawn(form.program, on.target, schedules, rng)]
+            try:
+                chosen = [*drawn(form.program, on.target, schedules, rng)]
+            except Exception as error:  # a finding like any other
+                findings.append(_finding(seed, form, None, _raised(error)))
+                continue
             if not chosen:
                 findings.append(_finding(seed, form, None, "no legal schedule"))
             trials += [Trial(form.program, s, data.inputs) for s in chosen]
@@ -105,6 +111,11 @@ def check(name: str, programs: Sequence[Program], schedules: int, seeds: Sequenc
 
 def _finding(seed: int, form: Form, schedule: Schedule | None, why: str) -> Finding:
     return Finding(seed, to_text(form.meaning), form.name, schedule.text if schedule else "", why)
+
+
+def _raised(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {last.name} of {Path(last.filename).name}: {error}"
 
 
 # ---- forms of a program ------------------------------------------------------------------------

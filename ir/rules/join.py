@@ -21,24 +21,22 @@ from autosched.ir.rules.action import Action, Illegal
 
 def apply(program: Program, action: Action) -> Program | Illegal:
     name = action["nest"]
-    problems: list[Illegal] = []
-    hits: list[Nest] = []
+    hits: list[bool] = []  # of each nest of the name, whether it has such reduces
 
     def edit(nest: Nest) -> list[Node]:
         if nest.name == name:
-            hits.append(nest)
             group = joinable(nest.value)
-            if len(group) < 2:
-                why = f"{name} has no two reduces that share an operand"
-                problems.append(Illegal("NOTHING_SHARED", why))
-            else:
+            hits.append(len(group) > 1)
+            if hits[-1]:
                 nest = nest.with_value(replace_nodes(nest.value, _joined(group)))
         return [nest.build()]
 
     body = tuple(edit_nests(k, edit) for k in program.body)
     if not hits:
         return Illegal("NO_NEST", f"no nest is named {name}")
-    return problems[0] if problems else program.with_body(*body)
+    if not any(hits):  # the nest that starts a state has none, but the one that makes the next may
+        return Illegal("NOTHING_SHARED", f"{name} has no two reduces that share an operand")
+    return program.with_body(*body)
 
 
 def joinable(value: Node) -> tuple[Node, ...]:
