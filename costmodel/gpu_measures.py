@@ -25,6 +25,7 @@ Times = Callable[[Sequence[int]], Column]  # loops that a value depends on -> ho
 MAX_REGISTERS = 255.0  # of a thread
 WARPGROUP = 4.0  # warps that issue one asynchronous tensor instruction together
 GROUP_ROWS = 64.0  # and its rows
+SPILL_MOVES = 4.0  # loads and stores of a spilled register in each step, beyond the first level
 OVERFLOW = 8.0  # how steeply time grows with shared memory beyond its size: it will not run
 
 
@@ -499,7 +500,7 @@ class _Kernel:
         for n in self.loops:
             if self.structure.loops[n].kind == "fold":
                 trips_ = np.maximum(trips_, self.run.iterations[n])
-        spilled = 2.0 * spills * self.threads * trips_
+        spilled = SPILL_MOVES * spills * self.threads * trips_
         lanes = memory["access_lanes"] + spilled
         bytes_ = memory["access_bytes"] + 4.0 * spilled
         return {
@@ -508,7 +509,8 @@ class _Kernel:
             "mufu": ops["mufu"] / r.mufu_per_cycle,
             "access": np.maximum(lanes / r.memory_lanes_per_cycle,
                                  bytes_ / r.shared_bytes_per_cycle),
-            "port": (memory["loaded"] + memory["stored"]) / r.l2_port_bytes_per_cycle,
+            "port": (memory["loaded"] + memory["stored"] + 4.0 * spilled)
+            / r.l2_port_bytes_per_cycle,
         }  # fmt: skip
 
     def chain(self) -> Column:
