@@ -49,8 +49,9 @@ def main(argv: Sequence[str]) -> int:
         link_farm(ROOT, Path(folder))
         known = os.environ.get("PYTHONPATH")
         path = os.pathsep.join([folder, *([known] if known else [])])
-        command = [sys.executable, "-m", *argv]
-        return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode
+        # The working folder stays out of the way: a checkout has a folder of the package's name.
+        env = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+        return subprocess.run([sys.executable, "-m", *argv], env=env).returncode
 
 
 if __name__ == "__main__":
