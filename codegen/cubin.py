@@ -17,8 +17,10 @@ import torch
 
 from autosched.codegen.runtime.launch import Plan, Step, empty, processor_count
 
-_MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-_STATIC_LIMIT = 48 * 1024  # above it a kernel must ask first
+# Names of cuda.h: CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, .._MAX_DYNAMIC_SHARED_SIZE_BYTES,
+# CU_FUNC_CACHE_PREFER_SHARED.
+_SHARED_SIZE, _MAX_DYNAMIC_SHARED, _PREFER_SHARED = 1, 8, 1
+_UNASKED_BYTES = 48 * 1024  # of shared memory that every kernel may take; more it must ask for
 _ALIGNED = 16  # kernels are compiled for addresses that are multiples of this
 
 
@@ -29,16 +31,24 @@ class DriverError(RuntimeError):
 class CubinModule:
     """One loaded cubin; `close` unloads it."""
 
-    def __init__(self, code: bytes, symbol: str, shared_bytes: int) -> None:
+    def __init__(self, code: bytes, symbol: str, shared_bytes: int, most_bytes: int) -> None:
+        """most_bytes: of shared memory that a block may have on this device."""
         driver = _driver()
         self._module, self.function = ctypes.c_void_p(), ctypes.c_void_p()
         _check(driver.cuModuleLoadData(ctypes.byref(self._module), code), "cuModuleLoadData")
         name = symbol.encode()
         _check(driver.cuModuleGetFunction(ctypes.byref(self.function), self._module, name),
                f"cuModuleGetFunction {symbol}")  # fmt: skip
-        if shared_bytes > _STATIC_LIMIT:
-            _check(driver.cuFuncSetAttribute(self.function, _MAX_DYNAMIC_SHARED, shared_bytes),
-                   f"cuFuncSetAttribute {symbol}, {shared_bytes} bytes of shared memory")
+        if shared_bytes > _UNASKED_BYTES:
+            # As Triton does it: all that there is, so that the same share is the cache's.
+            fixed = ctypes.c_int()
+            _check(driver.cuFuncSetCacheConfig(self.function, _PREFER_SHARED),
+                   "cuFuncSetCacheConfig")  # fmt: skip
+            _check(driver.cuFuncGetAttribute(ctypes.byref(fixed), _SHARED_SIZE, self.function),
+                   "cuFuncGetAttribute")  # fmt: skip
+            dynamic = most_bytes - fixed.value
+            _check(driver.cuFuncSetAttribute(self.function, _MAX_DYNAMIC_SHARED, dynamic),
+                   f"cuFuncSetAttribute {symbol}, {dynamic} bytes of shared memory")
 
     def close(self) -> None:
         _check(_driver().cuModuleUnload(self._module), "cuModuleUnload")
@@ -54,11 +64,12 @@ class CubinLauncher:
         torch.cuda.current_stream(device)  # makes the context that modules are loaded into
         self.plan, self.device, self._kernels = plan, device, kernels
         self._loaded: dict[str, CubinModule] = {}
+        most_bytes = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
         for kernel in kernels:
             if kernel["file"] not in self._loaded:
                 code = (folder / kernel["file"]).read_bytes()
                 self._loaded[kernel["file"]] = CubinModule(
-                    code, kernel["symbol"], kernel["shared_bytes"]
+                    code, kernel["symbol"], kernel["shared_bytes"], most_bytes
                 )
 
     def bind(self, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
@@ -126,6 +137,8 @@ def _driver() -> ctypes.CDLL:
     driver.cuModuleLoadData.argtypes = [p, ctypes.c_char_p]
     driver.cuModuleGetFunction.argtypes = [p, p, ctypes.c_char_p]
     driver.cuModuleUnload.argtypes = [p]
+    driver.cuFuncSetCacheConfig.argtypes = [p, ctypes.c_int]
+    driver.cuFuncGetAttribute.argtypes = [p, ctypes.c_int, p]
     driver.cuFuncSetAttribute.argtypes = [p, ctypes.c_int, ctypes.c_int]
     driver.cuLaunchKernel.argtypes = [p, u, u, u, u, u, u, u, p, p, p]
     driver.cuGetErrorString.argtypes = [ctypes.c_int, p]

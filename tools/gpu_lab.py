@@ -1,7 +1,7 @@
 """Schedules of programs in, attempts at them on a GPU out: built, checked and timed in processes.
 
-Builds run on all cores while the GPU measures what is built already. One process at a time holds
-the device; a spare one is ready beside it, with the device's context made, and takes over when a
+Builds run on all cores while the GPU measures what is built already. One process at a time uses
+the device; spare ones are ready beside it, with the device's context made, and take over when a
 kernel has spoilt the first. What a candidate does costs only itself.
 """
 
@@ -98,13 +98,13 @@ class GpuAttempt:
 
 
 class Measurer:
-    """Runs jobs one after the other in a process that holds the device, with a spare beside it.
+    """Runs jobs one after the other in a process that holds the device, with spares beside it.
 
     recovery_s: the longest that a job waited for a process after the one before it was lost.
     """
 
     def __init__(self, jobs: GpuJobs, limits: GpuLimits, setup: Setup, env: Mapping[str, str],
-                 spares: int = 1) -> None:  # fmt: skip
+                 spares: int = 2) -> None:  # fmt: skip
         self._warm_up = Job(jobs.warm_up, {"device": setup.device}, Stage.RUN, limits.start_s)
         self._pools = deque(
             WorkerPool(1, limits.measure_s, env=env, preload=jobs.measurer_modules,

@@ -12,6 +12,7 @@ Everything is written as it comes: what was measured before a kill is there.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import os
@@ -66,6 +67,11 @@ class Row:
     peers_us: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     note: str = ""
+
+    @functools.cached_property
+    def identity(self) -> tuple[str, str]:
+        """Key and text of the program."""
+        return self.program.key, to_text(self.program)
 
     @property
     def best_us(self) -> float | None:
@@ -199,7 +205,7 @@ class Report:
         self, row: Row, schedule: Mapping[str, Any], status: Status, timing: Timing | None,
         error: str | None, checked: str, extra: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        key = row.program.key
+        key, text = row.identity
         record = Record.of(
             workload=key, target=row.target.key, schedule=schedule, status=status,
             latency_us=None if timing is None else timing.median_us,
@@ -207,7 +213,7 @@ class Report:
             toolchain=self.toolchain, device=self.device, threads=1, checked=checked,
             extra={**extra, "program": row.name},
         )  # fmt: skip
-        self.store.add([record], {key: to_text(row.program)})
+        self.store.add([record], {key: text})
 
 
 def _checked(status: Status) -> str:
