@@ -27,7 +27,7 @@ from autosched.codegen.triton_text import (
     wrapped,
 )
 from autosched.codegen.triton_values import MAX_ELEMENTS, number
-from autosched.codegen.triton_views import resolve
+from autosched.codegen.triton_views import distinct_axes, resolve
 from autosched.ir.node import Node, Program, walk
 from autosched.ir.ops import kernel_facts
 from autosched.ir.rules.action import Illegal
@@ -54,7 +54,7 @@ class _Module:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.kernels = tuple(map(resolve, program.body))
+        self.kernels = tuple(distinct_axes(resolve(k)) for k in program.body)
         names = Names(HELPERS)
         self.tensors = {h: names.fresh(h.attr[0]) for h in self.handles()}
         self.functions = [
@@ -68,7 +68,15 @@ class _Module:
         outputs = {h.attr[0]: h for h in used if h.op == "buffer" and h.attr[3] == "output"}
         inputs = [h for h in self.program.inputs if h in used]
         rest = [h for h in used if h not in inputs and h not in outputs.values()]
-        return [*inputs, *rest, *(outputs[o.name] for o in self.program.outputs)]
+        lost = [o.name for o in self.program.outputs if o.name not in outputs]
+        if lost:
+            raise Unsupported(f"the output {lost[0]}, which no kernel stores")
+        found = [*inputs, *rest, *(outputs[o.name] for o in self.program.outputs)]
+        names = [h.attr[0] for h in found]
+        twice = [n for n in names if names.count(n) > 1]
+        if twice:
+            raise Unsupported(f"two buffers with the name {twice[0]}")
+        return found
 
     def module(self, header: Header) -> TritonModule:
         texts, launches = [], []
@@ -160,14 +168,14 @@ class _Kernel(Loops):
         for loop in grid:
             self.depths[loop.attr[0]] = 1
         self.nest(body, 1)
-        nodes = tuple(walk(kernel))
+        nodes = tuple(n for n in walk(kernel) if n.op not in ("input", "buffer"))
         for node in nodes:
             axes = [x for t in node.types for x in t.axes]
             if node.op in ("load", "store"):
                 axes += [(d[0], d[1]) for d in node.attr[0] if d is not None]
             for axis, extent in axes:
                 size = number(extent)
-                if axis in self.depths:
+                if axis in self.depths or size == 1:
                     continue
                 if self.sizes.setdefault(axis, size) != size:
                     raise Unsupported(f"the axis {axis} has {self.sizes[axis]} and {size} elements "

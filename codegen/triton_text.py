@@ -110,21 +110,27 @@ class Names:
 
 
 def wrapped(line: str) -> list[str]:
-    """The line, broken behind commas or before operators of its last bracket where too long."""
+    """The line, broken where it is too long: behind commas of its longest bracket, or at operators
+    outside brackets where those hold less than half of it."""
     if len(line) <= WIDTH:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()))
-    found = _outer_bracket(line)
-    if found is None:
-        return [line]
+    head, equals, value = line.partition(" = ")
+    inside = not (equals and head.strip().isidentifier())
+    head, value = (indent, line.strip()) if inside else (f"{head}{equals}", value)
+    found = _outer_bracket(value)
+    if found is None or 2 * (found[1] - found[0]) < len(value):
+        parts = [p for part in _split(value) for p in wrapped(f"{indent}    {part}")]
+        if len(parts) < 2:
+            return [line]
+        return [p[4:] for p in parts] if inside else [f"{head}(", *parts, f"{indent})"]
     start, end = found
-    parts = _split(line[start + 1 : end])
-    if len(parts) == 1 and not line[start + 1 : end].strip():
+    if not value[start + 1 : end].strip():
         return [line]
-    lines = [line[: start + 1]]
-    for part in parts:
+    lines = [f"{head}{value[: start + 1]}"]
+    for part in _split(value[start + 1 : end]):
         lines += wrapped(f"{indent}    {part}")
-    return [*lines, f"{indent}{line[end:]}"]
+    return [*lines, f"{indent}{value[end:]}"]
 
 
 def _outer_bracket(line: str) -> tuple[int, int] | None:

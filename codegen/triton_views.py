@@ -6,12 +6,13 @@ gathers or reshapes a tensor; renames are left where they stand, they cost nothi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from autosched.ir.extent import simplify
-from autosched.ir.node import Node, walk
+from autosched.ir.node import Extent, Node, walk
 from autosched.ir.ops import cast, const, iota, load, reaxis
 from autosched.ir.scalar import FLOATS, SCALARS, round_to_grid, split_name
 
@@ -123,3 +124,62 @@ def _load(value: Node, exprs: Exprs) -> Node:
         tiles.append(dim)
     mask, fill = (_pushed(s, exprs) for s in value.src[-2:]) if masked else (None, None)
     return load(value.src[0], starts, tiles, mask, fill)
+
+
+# ---- axes of several lengths --------------------------------------------------------------------
+
+
+def distinct_axes(root: Node) -> Node:
+    """The statement with one name for each axis and length: a name may be bound twice, with two
+    lengths, in places that never meet. Loops keep their names."""
+    loops = {n.attr[0] for n in walk(root) if n.op in ("fold", "forall")}
+    lengths: dict[str, set[Extent]] = {}
+    for node in walk(root):
+        for axis, extent in _axes_at(node):
+            lengths.setdefault(axis, set()).add(extent)
+    clash = {a for a, found in lengths.items() if len(found - {1}) > 1} - loops
+    if not clash:
+        return root
+
+    def name(axis: str, extent: Extent) -> str:
+        return f"{axis}.{extent}" if axis in clash and extent != 1 else axis
+
+    memo: dict[Node, Node] = {}
+    for node in walk(root):
+        src = tuple(memo[s] for s in node.src)
+        memo[node] = Node(node.op, src, _renamed(node, name))
+    return memo[root]
+
+
+def _axes_at(node: Node) -> list[tuple[str, Extent]]:
+    if node.op == "input":  # its dimensions are read by position
+        return []
+    found = [x for t in node.types for x in t.axes]
+    if node.op == "store":
+        found += [(d[0], d[1]) for d in node.attr[0] if d is not None]
+    return found
+
+
+def _renamed(node: Node, name: Callable[[str, Extent], str]) -> tuple[Any, ...]:
+    """The attributes of a node with its axes renamed."""
+    attr = node.attr
+    sizes = {a: e for s in node.src for t in s.types for a, e in t.axes}
+    if node.op == "iota":
+        return (name(attr[0], attr[1]), *attr[1:])
+    if node.op == "carry":
+        return (*attr[:2], tuple(sorted((name(a, e), e) for a, e in attr[2])))
+    if node.op == "reaxis":
+        value = dict(node.src[0].axes)
+        return (tuple(name(a, value[a]) for a in attr[0]),)
+    if node.op in ("load", "store"):
+        dims = tuple(d and (name(d[0], d[1]), d[1], d[2]) for d in attr[0])
+        return (dims, *attr[1:])
+    if node.op == "reduce":
+        return (attr[0], tuple(name(a, sizes[a]) for a in attr[1]))
+    if node.op == "scan":
+        return (attr[0], name(attr[1], sizes[attr[1]]), *attr[2:])
+    if node.op == "dot":
+        return (tuple(name(a, sizes[a]) for a in attr[0]), *attr[1:])
+    if node.op == "trisolve":
+        return tuple(name(a, sizes[a]) for a in attr)
+    return attr

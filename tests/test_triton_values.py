@@ -69,7 +69,7 @@ def whole(**values: Node) -> Program:
     outs, body = {}, []
     for name, value in values.items():
         outs[name] = programs.output(name, [e for _, e in value.axes] or [1], value.dtype)
-        dims = [(a, e, 1) for a, e in value.axes] or [None]
+        dims: list[Any] = [(a, e, 1) for a, e in value.axes] or [None]
         body.append(store(outs[name], value, [0] * len(dims), dims))
     return programs.tile_program([programs.gpu_kernel("whole", {}, body)], **outs)
 
@@ -220,7 +220,7 @@ DOTS: dict[str, tuple[dict[str, int], dict[str, int], tuple[str, ...], bool]] = 
 def test_dots(interpreter: Interpreter, name: str, dtype: str) -> None:
     left, right, axes, native = DOTS[name]
     acc = "float64" if dtype == "float64" else F32
-    a, b = (cast(tile(n, **axes_), dtype) for n, axes_ in (("x", left), ("w", right)))
+    a, b = (cast(tile(n, F32, **axes_), dtype) for n, axes_ in (("x", left), ("w", right)))
     source = check(interpreter, whole(y=dot(a, b, axes, acc)))
     assert ("tl.dot(" in source) == native
 

@@ -67,23 +67,36 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 def mend_interpreter() -> None:
     """What Triton 3.6's interpreter gets wrong or does element by element.
 
-    It holds bfloat16 as the bits of an integer, multiplies those in `tl.dot` and cuts off the rest
-    of a float32 where the hardware rounds to even; and it reduces and
+    It loses that a comparison of scalars is a bool where that is broadcast.
+
+    It holds bfloat16 as the bits of an integer, multiplies those in `tl.dot` and cuts off what does
+    not fit into a narrow float where the hardware rounds to even; and it reduces and
     scans one element at a time, which costs seconds a tile: here whole slices, in the same order,
     by the kernel's own combining function.
     """
+    import torch
     import triton.language as tl
     from triton.runtime import interpreter as it
 
-    plain, cast = it.InterpreterBuilder.create_dot, it.InterpreterBuilder.cast_impl
+    plain, splat = it.InterpreterBuilder.create_dot, it.InterpreterBuilder.create_splat
 
-    def cast_impl(self: Any, src: Any, kind: Any) -> Any:
-        if src.dtype.scalar == tl.float32 and kind.scalar == tl.bfloat16:
-            bits = src.data.astype(np.float32).view(np.uint32)
-            even = bits + 0x7FFF + ((bits >> 16) & 1)
-            data = np.where(np.isnan(src.data), 0x7FC0, even >> 16).astype(np.uint16)
-            return it.TensorHandle(data, tl.bfloat16)
-        return cast(self, src, kind)
+    narrow = {tl.bfloat16: torch.bfloat16, tl.float8e4nv: torch.float8_e4m3fn,
+              tl.float8e5: torch.float8_e5m2}  # fmt: skip
+
+    def convert(data: Any, source: Any, target: Any, mode: Any) -> Any:
+        """Bits of floats in another type, ties to even."""
+        raw = torch.from_numpy(np.array(data))
+        wide = raw.view(narrow[source]).float() if source in narrow else raw.float()
+        if target not in narrow:
+            return wide.numpy().astype(it._get_np_dtype(target)).view(
+                f"uint{target.primitive_bitwidth}")  # fmt: skip
+        bits = torch.uint16 if target == tl.bfloat16 else torch.uint8
+        return wide.to(narrow[target]).view(bits).numpy()
+
+    def create_splat(self: Any, kind: Any, arg: Any) -> Any:
+        if arg.data.dtype == bool:
+            return it.TensorHandle(np.full(kind.shape, arg.data.reshape(())), tl.int1)
+        return splat(self, kind, arg)
 
     def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         wide = [self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x
@@ -114,7 +127,8 @@ def mend_interpreter() -> None:
                 for n, g in enumerate(given)]  # fmt: skip
 
     it.InterpreterBuilder.create_dot = dot
-    it.InterpreterBuilder.cast_impl = cast_impl
+    it.InterpreterBuilder.create_splat = create_splat
+    it._convert_float = convert
     it.ReduceOps.generic_reduce = generic_reduce
     it.ScanOps.generic_scan = generic_scan
 
