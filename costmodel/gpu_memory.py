@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from autosched.costmodel.columns import Column, Columns, whole
-from autosched.costmodel.gpu_structure import BoxAccess, GpuKernel, GpuStructure, Place
+from autosched.costmodel.gpu_places import Place
+from autosched.costmodel.gpu_structure import BoxAccess, GpuKernel, GpuStructure
 from autosched.ir.node import Extent, Node
 from autosched.ir.scalar import ITEMSIZE
 

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from autosched.costmodel.gpu_machine import CHAIN_CYCLES, special_parts
+from autosched.costmodel.gpu_places import Place, reads_memory
+from autosched.costmodel.gpu_places import places as places_of
 from autosched.costmodel.structure import Loop, Sizes
-from autosched.ir.extent import as_node, simplify
-from autosched.ir.linear import poly
+from autosched.ir.extent import as_node
 from autosched.ir.loops import as_loop
 from autosched.ir.node import Axes, Extent, IRError, Node, Program, walk
 from autosched.ir.ops import kernel_facts
@@ -80,20 +81,6 @@ class Held:
     role: str
     box: Sizes
     width: int
-
-
-@dataclass(frozen=True)
-class Place:
-    """Position along one dimension: strides over axes, and a rest that is not linear in them.
-
-    loaded: the position is itself read from memory.
-    """
-
-    extent: Extent
-    strides: tuple[tuple[str, Extent], ...]
-    rest: Node | None
-    rest_axes: tuple[str, ...]
-    loaded: bool
 
 
 @dataclass(frozen=True)
@@ -218,9 +205,7 @@ class _Walker:
         for stmt in node.src:
             self.statement(stmt, _Scope(self.root))
         facts = kernel_facts(node)
-        grid = tuple(
-            n for n in range(self.root, len(self.loops)) if self.loops[n].kind == "grid"
-        )
+        grid = tuple(n for n in range(self.root, len(self.loops)) if self.loops[n].kind == "grid")
         return GpuKernel(
             node.attr[0],
             self.root,
@@ -250,11 +235,9 @@ class _Walker:
         axes = {a: e for s in (value, *starts) for a, e in s.free}
         axes |= {d[0]: d[1] for d in dims if d is not None}
         box = self.box(tuple(axes.items()), scope)
-        places = _places(handle, starts, dims)
+        places = places_of(handle, starts, dims)
         around = tuple(sorted(_ancestors(self.loops, scope.loop)))
-        self.accesses.append(
-            BoxAccess(around, handle, places, box, True, masked, False, False)
-        )
+        self.accesses.append(BoxAccess(around, handle, places, box, True, masked, False, False))
 
     # ---- values -----------------------------------------------------------------------------
 
@@ -329,7 +312,7 @@ class _Walker:
             self.fetched.add(home)
         needs = self.needs(node, scope)
         box = self.box(node.free, scope)
-        places = _places(node.src[0], starts, dims)
+        places = places_of(node.src[0], starts, dims)
         self.accesses.append(
             BoxAccess(needs, node.src[0], places, box, False, masked, staged, shared)
         )
@@ -427,11 +410,6 @@ def _as_loaded(operand: Node) -> bool:
     return operand.op == "load"
 
 
-def reads_memory(node: Node) -> bool:
-    """Whether a position, mask or bound is data; others cost next to nothing."""
-    return any(n.op == "load" for n in walk(node))
-
-
 def _cost_class(node: Node) -> str:
     if node.op != "map":
         return node.op
@@ -455,50 +433,3 @@ def _operations(node: Node) -> list[tuple[str, float]]:
     if cost == "arith" and node.src[-1].dtype not in FLOATS:
         return [("int", 1.0)]
     return [(cost, 1.0)]
-
-
-# ---- positions ---------------------------------------------------------------------------------
-
-
-def _places(
-    handle: Node, starts: Sequence[Node], dims: Sequence[tuple[str, Extent, int] | None]
-) -> tuple[Place, ...]:
-    extents = [e for _, e in handle.attr[1]] if handle.op == "input" else handle.attr[1]
-    return tuple(_place(e, s, d) for e, s, d in zip(extents, starts, dims))
-
-
-def _place(extent: Extent, start: Node, dim: tuple[str, Extent, int] | None) -> Place:
-    """A position as strides over axes and the rest."""
-    strides: dict[str, Node] = {}
-
-    def add(axis: str, step: Node) -> None:
-        strides[axis] = strides[axis] + step if axis in strides else step
-
-    rest: Node | None = None
-    loaded = reads_memory(start)
-    if dim is not None:
-        add(dim[0], as_node(dim[2]))
-    if loaded:
-        rest = start
-    else:
-        for atoms, factor in poly(simplify(start)).items():
-            moving = [a for a in atoms if a.names]
-            if not moving:
-                continue
-            if len(moving) == 1 and moving[0].op == "iota":
-                step = as_node(factor)
-                for atom in atoms:
-                    step = step if atom is moving[0] else step * atom
-                add(moving[0].attr[0], step)
-                continue
-            term = as_node(factor)
-            for atom in atoms:
-                term = term * atom
-            rest = term if rest is None else rest + term
-    kept = tuple((a, _closed(s)) for a, s in sorted(strides.items()))
-    return Place(extent, kept, rest, rest.names if rest is not None else (), loaded)
-
-
-def _closed(node: Node) -> Extent:
-    short = simplify(node)
-    return int(short.attr[0]) if short.op == "const" else short

@@ -16,7 +16,7 @@ from autosched.costmodel.catalogue import CATALOGUES
 from autosched.costmodel.features import FeatureTable, sketch_features
 from autosched.costmodel.gbm import MIN_ROWS, GbmModel, design
 from autosched.costmodel.gpu_machine import SOURCES, gpu_rates
-from autosched.costmodel.gpu_measures import join
+from autosched.costmodel.gpu_time import join
 from autosched.costmodel.model import CostModel, ModelError, Rows
 from autosched.costmodel.roofline import RooflineModel, bandwidth, roofline_time
 from autosched.ir.define import algebra
