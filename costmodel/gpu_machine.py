@@ -93,6 +93,7 @@ class GpuRates:
     shared_reserved: float
     block_slots: float
     warp_slots: float
+    async_dots: bool
 
     @property
     def share_of_l2(self) -> float:
@@ -134,6 +135,7 @@ def gpu_rates(target: Target) -> GpuRates:
         shared_reserved=1024.0,
         block_slots=32.0,
         warp_slots=64.0,
+        async_dots="wgmma" in target.features,
     )
 
 
@@ -142,9 +144,11 @@ _TENSOR_RATE: Mapping[str, tuple[str, float]] = {
     "tf32": ("bfloat16", 0.5),
     "tf32x3": ("bfloat16", 0.5 / 3.0),
 }
-TENSOR_TYPES = frozenset(
-    ("bfloat16", "float16", "float8_e4m3", "float8_e5m2", "int8", "tf32", "tf32x3", "float64")
+# What asynchronous tensor instructions take, and what tensor cores take at all.
+ASYNC_TYPES = frozenset(
+    ("bfloat16", "float16", "float8_e4m3", "float8_e5m2", "int8", "tf32", "tf32x3")
 )
+TENSOR_TYPES = ASYNC_TYPES | {"float64"}
 
 
 def tensor_gflops(target: Target, kind: str) -> float:

@@ -15,7 +15,14 @@ from autosched.costmodel.gpu_machine import gpu_rates
 from autosched.costmodel.gpu_memory import device_traffic
 from autosched.costmodel.gpu_occupancy import registers, resident_programs, shared_bytes
 from autosched.costmodel.gpu_structure import GpuStructure
-from autosched.costmodel.gpu_time import added, chain_cycles, join, program_cycles, wave_cycles
+from autosched.costmodel.gpu_time import (
+    added,
+    chain_cycles,
+    join,
+    program_cycles,
+    start_cycles,
+    wave_cycles,
+)
 from autosched.costmodel.gpu_view import Facts, View
 from autosched.costmodel.gpu_work import largest_dot, phase
 from autosched.ir.count import Work
@@ -120,9 +127,10 @@ def _kernel_facts(view: View) -> Facts:
     costs = [program_cycles(view, *around, 0.0), program_cycles(view, *steps, spills)]
     cost = added(*costs)
     largest = largest_dot(view)
-    chain = chain_cycles(view)
     over = np.maximum(shared / rates.shared_bytes, 1.0) ** OVERFLOW
     slots = rates.cores * resident
+    waves = view.grid / slots
+    chain = start_cycles(view, waves) + chain_cycles(view)
     full = np.floor(view.grid / slots)
     rest = view.grid - full * slots
     tail = np.ceil(rest / rates.cores)
@@ -136,7 +144,6 @@ def _kernel_facts(view: View) -> Facts:
         rates.l2_bytes,
     )  # fmt: skip
     moved_bytes = traffic.fetched + traffic.stored
-    waves = view.grid / slots
     return {
         "programs": view.grid,
         "waves_us": cycles * us,
@@ -183,6 +190,6 @@ def _kernel_facts(view: View) -> Facts:
         "hot_intensity": dots["flops"] / np.maximum(memory["loaded"], 1.0),
         "hot_chain_cycles": chain,
         "hot_wave_bytes": traffic.wave,
-        "hot_persistent": view.columns.value(view.kernel.persistent),
+        "hot_persistent": view.persistent,
         "hot_descriptors": view.columns.value(view.kernel.descriptors),
     }

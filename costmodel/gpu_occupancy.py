@@ -73,4 +73,6 @@ def resident_programs(view: View, registers: Column, shared: Column) -> Column:
     fits = np.minimum(fits, np.floor(r.warp_slots / view.warps))
     room = r.shared_bytes + r.shared_reserved
     fits = np.minimum(fits, np.floor(room / (shared + r.shared_reserved)))
+    # A persistent kernel launches so many programs for each multiprocessor.
+    fits = np.where(view.persistent > 0, np.minimum(fits, view.persistent), fits)
     return np.maximum(fits, 1.0)

@@ -53,12 +53,18 @@ def program_cycles(view: View, dots: Facts, ops: Facts, memory: Facts, spills: C
     }  # fmt: skip
 
 
-def chain_cycles(view: View) -> Column:
-    """Cycles that a program takes however idle its multiprocessor is."""
+def start_cycles(view: View, waves: Column) -> Column:
+    """Cycles until a program does its first load: a persistent one starts once for all waves."""
     r = view.rates
-    total: Column = r.block_cycles
     described = view.columns.value(view.kernel.descriptors) > 0
-    total = total + np.where(described, r.descriptor_cycles, 0.0)
+    start = r.block_cycles + np.where(described, r.descriptor_cycles, 0.0)
+    return start / np.where(view.persistent > 0, np.maximum(np.ceil(waves), 1.0), 1.0)
+
+
+def chain_cycles(view: View) -> Column:
+    """Cycles that a program takes from then on, however idle its multiprocessor is."""
+    r = view.rates
+    total: Column = 0.0
     for chain in view.structure.chains:
         if not view.mine(chain.loop):
             continue

@@ -32,6 +32,7 @@ class View:
         self.target, self.rates = target, gpu_rates(target)
         self.warps = columns.value(kernel.warps)
         self.stages = columns.value(kernel.stages)
+        self.persistent = columns.value(kernel.persistent)
         self.threads = self.warps * self.rates.lanes
         self.groups = np.maximum(self.warps / WARPGROUP, 1.0)
         self.counts = trips(structure.loops, columns)

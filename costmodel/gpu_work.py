@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from autosched.costmodel.columns import Column
-from autosched.costmodel.gpu_machine import TENSOR_TYPES, tensor_gflops
+from autosched.costmodel.gpu_machine import ASYNC_TYPES, TENSOR_TYPES, tensor_gflops
 from autosched.costmodel.gpu_memory import Moved
 from autosched.costmodel.gpu_structure import Dot
 from autosched.costmodel.gpu_view import WARPGROUP, Facts, Times, View
@@ -83,7 +83,7 @@ def _dot(view: View, dot: Dot) -> Facts:
     peak = tensor_gflops(view.target, kind) * 1e3 / r.cores / r.clock_mhz * r.tensor_sustained
     groups = view.warps / WARPGROUP
     asynchronous = (rows >= GROUP_ROWS) & (groups >= 1.0) & (not dot.batch)
-    asynchronous = asynchronous & (r.mma_share < 0.9)
+    asynchronous = asynchronous & (r.async_dots and kind in ASYNC_TYPES)
     # Groups of warps lie along the rows; what is left of them along the columns.
     tall = np.clip(rows / GROUP_ROWS, 1.0, None)
     across = np.maximum(groups / tall, 1.0)

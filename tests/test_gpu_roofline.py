@@ -150,7 +150,7 @@ def test_bounds_join_smoothly() -> None:
 
 
 def test_every_assumed_rate_has_a_source() -> None:
-    known = {"cores", "lanes", "registers", "shared_bytes", "l2_bytes"}
+    known = {"cores", "lanes", "registers", "shared_bytes", "l2_bytes", "async_dots"}
     assert set(gpu_rates(TARGET).__dataclass_fields__) - known == set(SOURCES)
 
 
