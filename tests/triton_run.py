@@ -1,5 +1,6 @@
 """Runs the source of a Triton module on torch tensors, under Triton's interpreter: a process of
-its own, because the interpreter is chosen when triton is imported.
+its own, because the interpreter is chosen when triton is imported. With AUTOSCHED_TEST_DEVICE=cuda
+the same tests run compiled kernels on that device.
 
 Requests are pickles of our own tests over a pipe: (source, launches, tensors, arrays); answers are
 arrays of the outputs, or the text of the error.
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+DEVICE = "AUTOSCHED_TEST_DEVICE"
 PROGRAMS = 3  # persistent kernels run with this many programs, fewer than tiles
 
 
@@ -36,7 +38,10 @@ def load_module(source: str, folder: str) -> Any:
 def run(request: dict[str, Any]) -> dict[str, Any]:
     """The outputs by name; every buffer that no input fills starts out poisoned."""
     import torch
+    import triton
 
+    device = os.environ.get(DEVICE, "cpu")
+    triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device=device))
     types = {"bool": torch.bool, "float8_e4m3": torch.float8_e4m3fn,
              "float8_e5m2": torch.float8_e5m2}  # fmt: skip
     tensors = {}
@@ -49,17 +54,19 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
                 not kind.is_floating_point) else poison.to(kind)  # fmt: skip
         else:
             tensors[t["name"]] = torch.from_numpy(np.array(given)).to(kind).contiguous()
+    tensors = {name: t.to(device) for name, t in tensors.items()}
     with tempfile.TemporaryDirectory() as folder:
         module = load_module(request["source"], folder)
         for launch in request["launches"]:
             programs = launch["programs"]
             grid = min(programs, PROGRAMS) if launch["persistent"] else programs
             args = [tensors[n] for n in launch["tensors"]]
-            getattr(module, launch["kernel"])[(grid,)](*args)
+            options = {"num_warps": launch["warps"], "num_stages": launch["stages"]}
+            getattr(module, launch["kernel"])[(grid,)](*args, **options)
     out = {}
     for t in request["tensors"]:
         if t["role"] == "output":
-            got = tensors[t["name"]]
+            got = tensors[t["name"]].cpu()
             out[t["name"]] = (got.double() if got.is_floating_point() else got).numpy()
     return out
 
@@ -135,7 +142,8 @@ def mend_interpreter() -> None:
 
 def serve() -> None:
     """Answers requests on stdin until it closes."""
-    mend_interpreter()
+    if os.environ["TRITON_INTERPRET"] == "1":
+        mend_interpreter()
     pipe, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what kernels print is no answer
     while True:
@@ -160,7 +168,8 @@ class Interpreter:
     def __call__(self, module: Any, arrays: dict[str, Any]) -> dict[str, Any]:
         """Outputs of a TritonModule by name."""
         if self.process is None or self.process.poll() is not None:
-            env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+            interpret = "0" if DEVICE in os.environ else "1"
+            env = {**os.environ, "TRITON_INTERPRET": interpret, "OMP_NUM_THREADS": "1"}
             self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE,
                                             stdout=subprocess.PIPE, env=env)  # fmt: skip
         assert self.process.stdin is not None and self.process.stdout is not None
