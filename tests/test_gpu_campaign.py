@@ -217,7 +217,7 @@ def test_links_stand_in_for_the_installed_package(tmp_path):
             "print(c.__file__); print(a.__file__); print(m.version('autosched'))")
     # -S leaves out the .pth files, by which this environment has autosched installed.
     path = os.pathsep.join([str(tmp_path), str(Path(np.__file__).parent.parent)])
-    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-S", "-P", "-c", code], capture_output=True, text=True,
                           env={"PYTHONPATH": path})  # fmt: skip
     assert done.returncode == 0, done.stderr
     one, two, number = done.stdout.split()
