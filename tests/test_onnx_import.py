@@ -142,6 +142,26 @@ def test_windows_that_overlap_leave_gaps_and_reach_into_padding() -> None:
     same(model, rtol=1e-4, x=numbers(2, 4, 9, 7, seed=3))
 
 
+def test_transposed_convolutions() -> None:
+    model = parsed("""agraph (float[2, 4, 5, 6] x) => (y, z)
+        {y = ConvTranspose<strides = [2, 3], dilations = [2, 1], pads = [1, 0, 2, 1], group = 2,
+             output_padding = [1, 2]>(x, w, b)
+         z = ConvTranspose<auto_pad = "SAME_UPPER", strides = [2, 2]>(x, v)}""")
+    weights = {"w": numbers(4, 3, 3, 2), "b": numbers(6, seed=1), "v": numbers(4, 2, 3, 3, seed=2)}
+    assert not imported(with_weights(model, **weights)).islands
+    same(model, rtol=1e-4, x=numbers(2, 4, 5, 6, seed=3))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_resized_images(mode: str) -> None:
+    model = parsed(f"""agraph (float[1, 2, 5, 7] x) => (y, z) <float[4] s = {{1, 1, 1.7, 0.6}}>
+        {{y = Resize<mode = "{mode}", coordinate_transformation_mode = "asymmetric">(x, , s)
+         z = Resize<mode = "{mode}", axes = [2, 3]>(x, , , n)}}""")
+    with_weights(model, n=np.array([9, 3]))
+    assert not imported(onnx.ModelProto.FromString(model.SerializeToString())).islands
+    same(model, rtol=1e-4, x=numbers(1, 2, 5, 7))
+
+
 def test_an_operator_without_a_row_is_read_by_its_definition() -> None:
     """Attributes that are left out have their defaults there, and scales are constants."""
     model = parsed("""agraph (float[2, 6, 5, 3] x) => (float[2, 6, 5, 3] y, float[2, 6, 5, 3] z)

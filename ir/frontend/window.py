@@ -31,7 +31,7 @@ from autosched.ir.frontend.tensor import (
 from autosched.ir.graph import ModelError
 from autosched.ir.monoid import dtype_limit
 from autosched.ir.node import Node
-from autosched.ir.ops import cast, const, get, map_, reduce_, sqrt
+from autosched.ir.ops import cast, const, get, map_, maximum, minimum, reduce_, sqrt, where
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def slide(names: Names, x: Tensor, at: int, w: Window, fill: Node) -> Tensor:
         return reshape(names, x, (*x.shape[:at], w.count, w.size, *x.shape[at + 1 :]))
     x = flatten_dim(names, pad_dim(names, x, at, w.before, w.after, "constant", fill), at)
     out, place = names.axis("o", w.count), names.axis("w", w.size)
-    where = index_of(out) * w.stride + index_of(place) * w.dilation
-    node = view(x.node, {name: where for name, _ in x.dims[at]})
+    here = index_of(out) * w.stride + index_of(place) * w.dilation
+    node = view(x.node, {name: here for name, _ in x.dims[at]})
     return Tensor(node, (*x.dims[:at], out, place, *x.dims[at + 1 :]))
 
 
@@ -142,6 +142,60 @@ def _causal_conv(call: Call) -> tuple[Result, ...]:
     if call.attr("activation", "none") != "none":
         y = y.with_node(swish(y.node))
     return y.with_node(cast(y.node, x.dtype)), part(names, whole, 2, length, size - 1)
+
+
+def _conv_transpose(call: Call) -> Tensor:
+    """Each result sums what reaches it: x[o] * w[i] for o * stride + i * dilation - before = t."""
+    x, w, names = call.x(0), call.x(1), call.names
+    groups, spatial = call.attr("group", 1), x.rank - 2
+    x = reshape(names, x, (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:]))
+    w = reshape(names, w, (groups, w.shape[0] // groups, *w.shape[1:]))
+    for n, (window, extent) in enumerate(_spreading(call, x.shape[3:], w.shape[3:])):
+        x = _spread(names, x, 3 + 2 * n, window, extent)
+    out, inner = [("o", n) for n in range(spatial)], [("i", n) for n in range(spatial)]
+    places: list[Hashable] = ["b", "g", "c", *(p for pair in zip(out, inner) for p in pair)]
+    y = contract(names, ["b", "g", "m", *out], (x, places), (w, ["g", "c", "m", *inner]))
+    y = Tensor(y.node, (y.dims[0], y.dims[1] + y.dims[2], *y.dims[3:]))
+    y = _biased(call, y, call.x(2)) if call.has(2) else y
+    return y.with_node(cast(y.node, x.dtype))
+
+
+def _spreading(
+    call: Call, shape: Sequence[int], sizes: Sequence[int]
+) -> list[tuple[Window, int]]:
+    """How the windows of a transposed convolution lie in its result, and the result's extents."""
+    rank, auto = len(sizes), call.attr("auto_pad", "NOTSET")
+    strides = list(call.attr("strides", [1] * rank))
+    dilations = list(call.attr("dilations", [1] * rank))
+    pads, more = call.attr("pads", [0] * 2 * rank), call.attr("output_padding", [0] * rank)
+    wanted = list(call.attr("output_shape", []))[-rank:]
+    if auto.startswith("SAME") and not wanted:
+        wanted = [count * stride for count, stride in zip(shape, strides)]
+    found = []
+    for n, (count, size, stride, dilation) in enumerate(zip(shape, sizes, strides, dilations)):
+        whole = (count - 1) * stride + (size - 1) * dilation + 1 + more[n]
+        before, after = pads[n], pads[n + rank]
+        if wanted:
+            away = max(whole - wanted[n], 0)
+            before = away // 2 if auto == "SAME_UPPER" else away - away // 2
+        extent = wanted[n] if wanted else whole - before - after
+        found.append((Window(size, stride, dilation, before, after, 0, count), extent))
+    return found
+
+
+def _spread(names: Names, x: Tensor, at: int, w: Window, extent: int) -> Tensor:
+    """Dimension `at` as two: the results, and the places of the window that reach each."""
+    x = flatten_dim(names, x, at)
+    out, place = names.axis("o", extent), names.axis("w", w.size)
+    reached = simplify(index_of(out) + w.before - index_of(place) * w.dilation)
+    window = reached // w.stride
+    inside = minimum(maximum(window, 0), w.count - 1)
+    value = view(x.node, {name: inside for name, _ in x.dims[at]})
+    hit = (window >= 0) & (window < w.count)
+    if w.stride > 1:
+        hit = hit & map_("eq", reached % w.stride, 0)
+    node = where(simplify(hit), value, const(0, x.dtype))
+    return Tensor(node, (*x.dims[:at], out, place, *x.dims[at + 1 :]))
 
 
 # ---- pooling ----------------------------------------------------------------------------------
@@ -237,6 +291,7 @@ def _local_response(call: Call) -> Tensor:
 ROWS: tuple[Row, ...] = (
     Row("LRN", (13,), _local_response),
     Row("Conv", (11, 22), _conv),
+    Row("ConvTranspose", (11, 22), _conv_transpose),
     Row("CausalConvWithState", (27,), _causal_conv),
     Row("AveragePool", (11, 19, 22), _average_pool),
     Row("MaxPool", (12, 22), _max_pool),
