@@ -69,13 +69,31 @@ def _apart(node: Node, axis: str, names: Sequence[str]) -> bool:
 def owners(program: Program) -> dict[Node, Node | None]:
     """{value: the innermost fold in whose body it is}; None where several folds share it."""
     folds = [n for n in walk(*program.body) if n.op == "fold"]
-    bodies = {f: fold_body(f) for f in folds}
+    bodies = {f: fold_body(f) - _also_outside(f, folds, program) for f in folds}
     out: dict[Node, Node | None] = {}
     for f in reversed(folds):  # outer folds first
         for n in bodies[f]:
             inside = n in out and out[n] is not None and f in bodies[out[n]]
             out[n] = f if n not in out or inside else None
     return out
+
+
+def _also_outside(fold: Node, folds: Sequence[Node], program: Program) -> set[Node]:
+    """Other folds that something beside this one reads, too, and that need none of its states:
+    they are made before it, at all of its steps."""
+    states = set(fold.attr[1])
+    free = {f for f in folds if f is not fold and not f.carries & states}
+    if not free:
+        return set()
+    seen: set[Node] = set()
+    stack = list(program.body)
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            bounds, inits, _, _ = fold_parts(fold) if node is fold else (node.src, (), (), ())
+            stack.extend((*bounds, *inits))
+    return free & seen
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from autosched.ir.rules.action import Illegal, act
 I, J, E = 6, 12, 3
 S, V = input_("s", {"i": I, "j": J}), input_("v", {"j": J, "e": E})
 TOP, TOTAL, MEAN = max_("j", S), sum_("j", S), sum_("j", S) / float(J)
+P = exp(S - TOP)
 SINK = input_("sink", {"i": I})
 
 
@@ -39,6 +40,8 @@ ROWS: dict[str, Node] = {
     "shifted and divided": summed(map_("exp2", (S - TOP) / (abs_(SINK) + 0.1))),
     "shifted by the maximum of another value": summed(exp(S * 0.5 - max_("j", V * 0.1))),
     "shifted twice": summed(exp(S - TOP) * exp(V - max_("j", V))),
+    "shifted, and squared": summed(exp(S - TOP) * exp(S - TOP)),
+    "a softmax row, squared": sum_("j", (P / sum_("j", P)) * (P / sum_("j", P))),
     "drifting": summed(S - TOP),
     "drifting the other way": summed(TOP - S),
     "drifting by a sum": summed(S + TOTAL * 0.1),

@@ -23,11 +23,10 @@ from autosched.codegen.task_files import TaskData
 from autosched.ir.graph import Coverage, GraphValue, ModelGraph, WeightRef
 from autosched.ir.interp import InterpError, evaluate
 from autosched.ir.node import Node, Program, walk
-from autosched.ir.ops import const, map_
+from autosched.ir.ops import cast, iota
 from autosched.ir.partition import partition
 from autosched.ir.rules import cascade
 from autosched.ir.rules.action import act
-from autosched.ir.scalar import FLOATS
 from autosched.ir.schedule import Schedule, Sketch
 from autosched.ir.sketches import sketches
 from autosched.ir.target import Target
@@ -232,22 +231,30 @@ def _explained(
 
 
 def perturbed(program: Program, rng: np.random.Generator) -> Program:
-    """The program with every value that is computed off by a unit of its type, up or down; by
-    the root of their number where it is a sum of many."""
+    """The program with every value that is computed off by a unit of its type, up or down; what
+    is summed by the root of its number, each element another way."""
     memo: dict[Node, Node] = {}
     for node in walk(*program.body):
         src = tuple(memo[s] for s in node.src)
+        if node.op in ("reduce", "scan"):
+            axes = node.attr[1] if node.op == "reduce" else (node.attr[1],)
+            src = tuple(_off(s, axes, rng) for s in src)
         new = node if src == node.src else Node(node.op, src, node.attr)
-        single = len(node.types) == 1 and node.op in ("map", "reduce", "scan")
-        if single and node.dtype in FLOATS and node.dtype in UNIT:
-            terms = 1
-            if node.op in ("reduce", "scan"):
-                gone = set(node.attr[1]) if node.op == "reduce" else {node.attr[1]}
-                terms = math.prod(int(str(e)) for a, e in node.src[0].free if a in gone)
-            off = UNIT[node.dtype] * math.sqrt(max(terms, 1)) * float(rng.choice([-1, 1]))
-            new = map_("mul", new, const(1.0 + off, node.dtype))
-        memo[node] = new
+        memo[node] = _off(new, (), rng) if node.op in ("map", "reduce", "scan") else new
     return replace(program, body=tuple(memo[b] for b in program.body))
+
+
+def _off(value: Node, axes: Sequence[str], rng: np.random.Generator) -> Node:
+    """A value off by a unit, or by more along axes: by a pattern of some period."""
+    if len(value.types) != 1 or value.dtype not in UNIT:
+        return value
+    sizes = {a: int(str(e)) for a, e in value.axes if a in axes}
+    off = UNIT[value.dtype] * math.sqrt(max(math.prod(sizes.values()), 1))
+    shape: Node | float = float(rng.choice([-1, 1]))
+    for axis, extent in sizes.items():
+        at = iota(axis, extent) * int(rng.integers(1, 7)) + int(rng.integers(7))
+        shape = (cast(at % 7, value.dtype) - 3.0) * (shape * 0.33)
+    return value * (1.0 + shape * off)
 
 
 def _numbers(program: Program, data: TaskData) -> dict[str, np.ndarray]:

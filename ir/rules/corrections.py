@@ -123,7 +123,7 @@ class _Factors:
     """
 
     block: Block
-    shifts: dict[_Shift, None] = field(default_factory=dict)
+    shifts: list[_Shift] = field(default_factory=list)  # one as often as it is a factor
     drifts: list[_Difference] = field(default_factory=list)
     outer: list[tuple[str, Node]] = field(default_factory=list)
     tests: list[Node] = field(default_factory=list)  # NaN there makes the sum 0
@@ -202,7 +202,7 @@ class _Factors:
         top = max_(self.block.axis, a)
         self.block.add(top)
         found = _Shift(node.attr[0], top, level, scale)
-        self.shifts[found] = None
+        self.shifts.append(found)
         return found.at(a, top)
 
     def _shifted(self, arg: Node, scale: Node | None) -> tuple[Node, Node, Node | None]:
