@@ -26,7 +26,7 @@ class Place:
 
 def reads_memory(node: Node) -> bool:
     """Whether a position, mask or bound is data; others cost next to nothing."""
-    return any(n.op == "load" for n in walk(node))
+    return any(n.op in ("load", "input") for n in walk(node))
 
 
 def places(

@@ -15,7 +15,7 @@ from autosched.costmodel.gpu_machine import CHAIN_CYCLES, special_parts
 from autosched.costmodel.gpu_places import Place, reads_memory
 from autosched.costmodel.gpu_places import places as places_of
 from autosched.costmodel.structure import Loop, Sizes
-from autosched.ir.extent import as_node
+from autosched.ir.extent import as_node, ext_cdiv, ext_product
 from autosched.ir.loops import as_loop
 from autosched.ir.node import Axes, Extent, IRError, Node, Program, walk
 from autosched.ir.ops import kernel_facts
@@ -191,16 +191,19 @@ class _Walker:
         self.fed: set[Node] = set()  # loads that contractions read
         self.in_place: set[Node] = set()
 
-    def add_loop(self, axis: str, kind: str, parent: int, lo: Node, hi: Node) -> int:
+    def add_loop(
+        self, axis: str, kind: str, parent: int, bounds: Sequence[Node], body: Sequence[Node] = ()
+    ) -> int:
+        lo, hi = bounds
         loaded = reads_memory(lo) or reads_memory(hi)
-        extent: Extent = hi.attr[0] if hi.op == "const" else hi
+        extent = _stand_in(axis, lo, body) if loaded else hi
         self.loops.append(Loop(axis, kind, parent, lo, hi, extent, loaded))
         return len(self.loops) - 1
 
     # ---- statements -----------------------------------------------------------------------
 
     def kernel(self, node: Node) -> GpuKernel:
-        self.root = self.add_loop("", "kernel", -1, as_node(0), as_node(1))
+        self.root = self.add_loop("", "kernel", -1, (as_node(0), as_node(1)))
         self.fed = {n for d in walk(*node.src) if d.op == "dot" for s in d.src for n in _feeds(s)}
         for stmt in node.src:
             self.statement(stmt, _Scope(self.root))
@@ -223,7 +226,7 @@ class _Walker:
         loop, body = as_loop(stmt)
         kind = "grid" if loop.bind in ("grid", "persistent") else "serial"
         self.values([s for s in (loop.lo, loop.hi) if reads_memory(s)], scope)
-        number = self.add_loop(loop.axis, kind, scope.loop, loop.lo, loop.hi)
+        number = self.add_loop(loop.axis, kind, scope.loop, (loop.lo, loop.hi), body)
         for s in body:
             self.statement(s, scope.inside(number, loop.axis))
 
@@ -357,7 +360,7 @@ class _Walker:
         for k in range(n_intervals):
             if around is None:
                 outer = self.home(node, scope)
-                number = self.add_loop(axis, "fold", outer, *bounds[2 * k : 2 * k + 2])
+                number = self.add_loop(axis, "fold", outer, bounds[2 * k : 2 * k + 2], bodies)
             else:
                 number = around
                 self.loops[number] = replace(self.loops[number], kind="fold")
@@ -376,6 +379,20 @@ class _Walker:
             longest[home] = (max(c, cycles), max(n, loads))
         for loop, (cycles, loads) in sorted(longest.items()):
             yield Chain(loop, cycles, loads, loop in self.fetched)
+
+
+def _stand_in(axis: str, lo: Node, body: Sequence[Node]) -> Extent:
+    """Trips of a loop whose bounds memory holds: the axis is taken to be shared evenly by the
+    intervals, where they start at loaded places too, else to be walked whole."""
+    whole = next((n.extent(axis) for n in walk(*body) if n.types and _has_axis(n, axis)), None)
+    if whole is None:
+        raise IRError(f"nothing tells the extent of axis {axis!r}")
+    sharers = ext_product([e for _, e in lo.free]) if reads_memory(lo) else 1
+    return ext_cdiv(whole, sharers)
+
+
+def _has_axis(node: Node, axis: str) -> bool:
+    return len(node.types) == 1 and axis in node.names
 
 
 def _operands(node: Node) -> tuple[Node, ...]:

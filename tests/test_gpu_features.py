@@ -15,8 +15,9 @@ from autosched.costmodel.features import FeatureTable, concatenate, features, sk
 from autosched.costmodel.gpu_catalogue import GPU
 from autosched.costmodel.gpu_structure import gpu_structure
 from autosched.costmodel.pool import pool
-from autosched.costmodel.roofline import RooflineModel
+from autosched.costmodel.roofline import RooflineModel, roofline_time
 from autosched.costmodel.rows import training_rows
+from autosched.datasets.workloads import workloads
 from autosched.ir.count import count
 from autosched.ir.define import algebra
 from autosched.ir.node import IRError, Program
@@ -277,3 +278,27 @@ def test_forty_thousand_rows_take_less_than_a_second() -> None:
     started = time.process_time()
     assert len(made.evaluate(many)) == 40_000
     assert time.process_time() - started < 1.0
+
+
+def test_loops_between_loaded_bounds_share_their_axis() -> None:
+    program = workloads()["grouped_gemm_by_segment"].program(None)
+    (rows,) = {e for i in program.inputs for a, e in i.attr[1] if a == "m"}
+    for sketch in sketches(program, TARGET)[:1]:
+        table, _ = evaluated(program, sketch, 10)
+        groups = next(e for i in program.inputs if i.attr[0] == "ends" for _, e in i.attr[1])
+        assert fact(table, "hot_trips") == -(-rows // groups)
+
+
+def test_every_workload_has_features() -> None:
+    for name, workload in workloads().items():
+        program = workload.program()
+        least = roofline_time(program, TARGET)
+        for sketch in sketches(program, TARGET)[:1]:
+            table = sketch.table(20)
+            if len(next(iter(table.values()))):
+                made = sketch_features(program, sketch, TARGET)
+                assert not isinstance(made, Illegal), name
+                found = made.evaluate(table)
+                assert np.isfinite(found.matrix).all(), name
+                assert (found.matrix >= 0).all(), name
+                assert (found.column("analytic_us") > least).all(), name
