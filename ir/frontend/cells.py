@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autosched.ir.frontend.call import Call, Result, Row, Unsupported, wide
@@ -107,65 +107,75 @@ def _one_way(
     call: Call, n: int, back: bool, gates: int, defaults: Sequence[str], n_states: int, cell: Cell
 ) -> list[Tensor]:
     """[time, batch, hidden] of all steps, then [batch, hidden] of each state."""
-    names, x = call.names, call.x(0)
-    x = flatten_dim(names, transpose(x, (1, 0, 2)) if call.attr("layout", 0) else x, 0)
-    if back:
-        x = narrow(names, x, 0, x.shape[0] - 1, x.shape[0], -1)
-    own = [_of(call, at, n) for at in (1, 2)]
-    hidden = own[1].shape[1]
-    terms: list[Term] = [(x, "tbi")]
-    for weight, label in zip(own, "ik"):
-        terms += [(_cut(call, weight, g, hidden), "h" + label) for g in range(gates)]
-    vectors = 0
-    for at, count in ((3, 2 * gates), (7, 3)):
-        if call.has(at):
-            vectors += count
-            terms += [(_cut(call, _of(call, at, n), g, hidden), "h") for g in range(count)]
-    starts = [5 + s for s in range(n_states) if call.has(5 + s)]
-    terms += [(_start(call, at, n), "bh") for at in starts]
-    if call.has(4):
-        terms.append((call.x(4), "b"))
-    nodes, axes = unify(names, *terms)
-    length = nodes.pop() if call.has(4) else None
-    first, *rest = map(wide, nodes)
-    inner, again = rest[:gates], rest[gates : 2 * gates]
-    more = rest[2 * gates :]
-    biases, peep = (more[: 2 * gates], more[2 * gates : vectors]) if call.has(3) else (
-        [], more[:vectors])  # fmt: skip
-    zero = const(0, first.dtype)
-    over = {a: iota(b, e) for (a, e), (b, _) in zip(axes["h"], axes["k"])}
-
-    def recalled(weight: Node) -> Callable[[Node], Node]:
-        return lambda v: sum_over(weight * view(v, over), axes["k"])
-
-    parts = Parts(
-        [sum_over(first * w, axes["i"]) + (biases[g] if biases else zero)
-         for g, w in enumerate(inner)],
-        [recalled(w) for w in again],
-        biases[gates:] or [zero] * gates,
-        peep,
-        _activations(call, n, defaults),
-    )  # fmt: skip
-    given = dict(zip(starts, more[vectors:]))
+    names, dtype = call.names, call.x(0).dtype
+    own, axes = _operands(call, n, back, gates, n_states)
+    parts = _parts(own, axes, gates, _activations(call, n, defaults))
+    zero = const(0, parts.given[0].dtype)
     kept = axes_of((axes["b"], axes["h"]))
-    states = [(given.get(5 + s, zero), kept) for s in range(n_states)]
-
-    here = index_of(axes["t"])
-    at_step = x.shape[0] - 1 - here if back else here
+    states = [(own.get(f"start{s}", zero), kept) for s in range(n_states)]
+    here, length = index_of(axes["t"]), own.get("length")
+    if back:
+        here = call.x(0).shape[1 if call.attr("layout", 0) else 0] - 1 - here
 
     def step(now: Sequence[Node]) -> tuple[Sequence[Node], Sequence[Node]]:
         after = cell(call, parts, now)
         if length is None:
             return after, after[:1]
-        inside = cast(at_step, length.dtype) < length
+        inside = cast(here, length.dtype) < length
         return [where(inside, a, b) for a, b in zip(after, now)], [where(inside, after[0], zero)]
 
     last, (y,) = recurrence(names, axes["t"], states, step)
     dims = (axes["t"], axes["b"], axes["h"])
-    steps = Tensor(cast(y, x.dtype), dims)
+    steps = Tensor(cast(y, dtype), dims)
     if back:
         steps = narrow(names, steps, 0, steps.shape[0] - 1, steps.shape[0], -1)
-    return [steps, *(Tensor(cast(s, x.dtype), dims[1:]) for s in last)]
+    return [steps, *(Tensor(cast(s, dtype), dims[1:]) for s in last)]
+
+
+def _operands(
+    call: Call, n: int, back: bool, gates: int, n_states: int
+) -> tuple[dict[str, Node], dict[Hashable, Dim]]:
+    """One direction's operands by name, weights and biases gate by gate, over common axes:
+    t, b, i (input), h (hidden) and k (hidden as what is summed over)."""
+    x = call.x(0)
+    x = flatten_dim(call.names, transpose(x, (1, 0, 2)) if call.attr("layout", 0) else x, 0)
+    if back:
+        x = narrow(call.names, x, 0, x.shape[0] - 1, x.shape[0], -1)
+    hidden = call.x(2).shape[2]
+    terms: dict[str, Term] = {"x": (x, "tbi")}
+    vectors = (("inner", 1, gates, "hi"), ("again", 2, gates, "hk"), ("bias", 3, 2 * gates, "h"),
+               ("peep", 7, 3, "h"))  # fmt: skip
+    for name, at, count, labels in vectors:
+        if call.has(at):
+            whole = _of(call, at, n)
+            terms |= {f"{name}{g}": (_cut(call, whole, g, hidden), labels) for g in range(count)}
+    for s in range(n_states):
+        if call.has(5 + s):
+            terms[f"start{s}"] = (_start(call, 5 + s, n), "bh")
+    if call.has(4):
+        terms["length"] = (call.x(4), "b")
+    nodes, axes = unify(call.names, *terms.values())
+    return {name: wide(node) for name, node in zip(terms, nodes)}, axes
+
+
+def _parts(
+    own: Mapping[str, Node], axes: Mapping[Hashable, Dim], gates: int,
+    act: Sequence[Callable[[Node], Node]],
+) -> Parts:  # fmt: skip
+    zero = const(0, own["x"].dtype)
+    over = {a: iota(b, e) for (a, e), (b, _) in zip(axes["h"], axes["k"])}
+
+    def recalled(weight: Node) -> Callable[[Node], Node]:
+        return lambda v: sum_over(weight * view(v, over), axes["k"])
+
+    return Parts(
+        [sum_over(own["x"] * own[f"inner{g}"], axes["i"]) + own.get(f"bias{g}", zero)
+         for g in range(gates)],
+        [recalled(own[f"again{g}"]) for g in range(gates)],
+        [own.get(f"bias{gates + g}", zero) for g in range(gates)],
+        [own[f"peep{g}"] for g in range(3)] if "peep0" in own else [],
+        act,
+    )  # fmt: skip
 
 
 def _of(call: Call, at: int, n: int) -> Tensor:
