@@ -98,7 +98,7 @@ class Dots(Memory):
         if kind == "float32":
             precision = (node.attr[2] if len(node.attr) > 2 else "") or "ieee"
             words.append(f'input_precision="{precision}"')
-        if node.attr[1] == "float16" or (kind == "float64" and acc is None):
+        if node.attr[1] != "float32":
             words.append(f"out_dtype={TYPES[node.attr[1]]}")
         text = f"tl.dot({', '.join(words)})"
         if plan.flat:

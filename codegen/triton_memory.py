@@ -183,11 +183,10 @@ class Memory(Reductions):
         handle, value = node.src[:2]
         mask = mask_of(node)
         val = self.value(value)
-        keep = None if mask is None else self.value(mask)
-        tiles = [self.value(t) for t, _ in self.address(node).tiles]
-        dims = self.joint(tiles)
-        lost = [d for v in (val, *([] if keep is None else [keep])) for d in v.dims
-                if d not in dims]  # fmt: skip
+        terms = self.address(node).tiles
+        dims = self.ordered(d for t, _ in terms for d in self.tile_dims(t.axes))
+        axes = (*value.axes, *(() if mask is None else mask.axes))
+        lost = [d for d in self.tile_dims(axes) if d not in dims]
         if lost:
             raise Unsupported(f"a store to {self.tensors[handle]} whose address does not vary "
                               f"along {', '.join(lost)}")  # fmt: skip
@@ -198,7 +197,7 @@ class Memory(Reductions):
             self.box_store(box, val)
             return
         pointer = self.pointer(node, dims, False)
-        tail = "" if keep is None else f", mask={self.aligned(keep, dims, 'keep').text}"
+        tail = "" if mask is None else f", mask={self.oriented(mask, dims, 'keep').text}"
         self.scopes.line(f"tl.store({pointer.text}, {self.aligned(val, dims).text}{tail})")
 
     # ---- descriptors ----------------------------------------------------------------------

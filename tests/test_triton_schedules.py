@@ -3,6 +3,7 @@ odd sizes, against the meaning of the definition."""
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,17 @@ def draw(program: Program, rng: np.random.Generator) -> dict[str, Any]:
     return out | ({"g": -np.abs(out["g"])} if "g" in out else {})
 
 
+def dead_names(source: str) -> set[str]:
+    """Names that a function of the module gives a value and never reads."""
+    found: set[str] = set()
+    for function in ast.parse(source).body:
+        if isinstance(function, ast.FunctionDef):
+            names = [n for n in ast.walk(function) if isinstance(n, ast.Name)]
+            read = {n.id for n in names if isinstance(n.ctx, ast.Load)}
+            found |= {n.id for n in names if isinstance(n.ctx, ast.Store)} - read
+    return found
+
+
 @pytest.mark.parametrize("name", list(DEFINITIONS))
 def test_random_schedules(interpreter: Interpreter, name: str) -> None:
     program, rng = DEFINITIONS[name], np.random.default_rng(0)
@@ -68,6 +80,8 @@ def test_random_schedules(interpreter: Interpreter, name: str) -> None:
         if module.source in seen:
             continue
         seen.add(module.source)
+        assert not dead_names(module.source), module.source
+        assert all(len(line) < 100 for line in module.source.splitlines()), module.source
         got = interpreter(module, arrays)
         for key, array in want.items():
             np.testing.assert_allclose(got[key], array, 1e-4, 1e-5, True, module.source)

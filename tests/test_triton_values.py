@@ -231,6 +231,11 @@ def test_an_operand_that_is_computed_in_the_wanted_order(interpreter: Interprete
     assert "tl.trans" not in source
 
 
+def test_a_dot_of_integers(interpreter: Interpreter) -> None:
+    a, b = tile("x", "int8", a=16, k=32), tile("w", "int8", k=32, b=16)
+    check(interpreter, whole(y=dot(a, b, "k", "int32") + tile("c", "int32", a=16, b=16)))
+
+
 def test_precision_of_a_dot() -> None:
     a, b = tile("x", a=16, k=16), tile("w", b=16, k=16)
     assert 'input_precision="tf32"' in source_of(whole(y=dot(a, b, "k", F32, "tf32"))).source
@@ -323,10 +328,3 @@ def test_a_stacked_output_that_no_loop_stores() -> None:
     got = emit(whole(y=get(loop, 1)), Header("x"))
     assert isinstance(got, Illegal) and "loop" in got.why
 
-
-def test_sources_have_no_dead_lines() -> None:
-    source = source_of(programs.gemm(37, 29, 45)).source
-    body = [line.split(" = ") for line in source.splitlines() if line.startswith("    ")]
-    for name, *rest in body:
-        if rest:
-            assert source.count(name.strip()) > 1, name
