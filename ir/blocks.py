@@ -99,13 +99,18 @@ class Blocks:
         return self.block(extent, size, name, as_node(0))
 
     def blocked(
-        self, axis: str, extent: int, size: Extent, kind: str, taken: Collection[str] = ()
-    ) -> tuple[str, Node]:
-        """(the loop over blocks, the coordinates of a block) of an axis; kind: whose loop it is."""
+        self, axis: str, extent: int, size: Extent, kind: str, taken: Collection[str] = (),
+        reverse: bool = False,
+    ) -> tuple[str, Node]:  # fmt: skip
+        """(the loop over blocks, the coordinates of a block) of an axis; kind: whose loop it is;
+        reverse: the last block comes first."""
         trips = ext_cdiv(extent, size)
         outer = self.name(f"{axis}.o", axis, extent, size, kind, taken=taken)
         name = self.name(f"{axis}.i", axis, extent, size, kind, taken=taken)
-        return outer, self.block(extent, size, name, iota(outer, trips) * as_node(size))
+        number = iota(outer, trips)
+        if reverse:
+            number = as_node(trips) - 1 - number
+        return outer, self.block(extent, size, name, number * as_node(size))
 
     def box(self, at: Node) -> str:
         """The one tile axis of a block's coordinates."""

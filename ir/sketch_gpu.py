@@ -18,7 +18,7 @@ from autosched.ir.blocks import power_of_two
 from autosched.ir.extent import as_node, ext_add, ext_mul, ext_product
 from autosched.ir.node import Extent, Node, Output, Program, walk
 from autosched.ir.ops import kernel_facts
-from autosched.ir.rules import cascade, inline, skip, tile
+from autosched.ir.rules import cascade, exp2, inline, skip, tile
 from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.scalar import ITEMSIZE
 from autosched.ir.scans import without_scans
@@ -42,17 +42,25 @@ def gpu_sketches(program: Program, target: Target) -> tuple[Sketch, ...]:
     """The sketches of an algebra program, those with the fewest passes first."""
     out: dict[tuple[Action, ...], Sketch] = {}
     heads: list[tuple[str, list[Action], Program]] = []
+    first = list(exp2.propose(program, target))
+    program = run_or_same(program, first)
     for pass_ in passes(program):
         if _fits_a_line(program, pass_["axis"]):
             continue
         cascaded = cascade.apply(program, pass_)
         if not isinstance(cascaded, Illegal):
-            heads.append((f"onepass{pass_['block']}.", [pass_], cascaded))
-    heads.append(("", [], program))
+            heads.append((f"onepass{pass_['block']}.", [*first, pass_], cascaded))
+    heads.append(("", first, program))
     for prefix, head, start in heads:
         for sketch in _of_program(start, prefix, head, target):
             out.setdefault(sketch.actions, sketch)
     return tuple(out.values())
+
+
+def run_or_same(program: Program, actions: Sequence[Action]) -> Program:
+    made = run_actions(program, tuple(actions))
+    assert not isinstance(made, Illegal), made
+    return made
 
 
 def passes(program: Program) -> list[Action]:
@@ -106,9 +114,35 @@ def _with_kept(
     ways = [_ways(group, set(kept), n, target) for n, group in enumerate(groups)]
     for k, combo in enumerate(_together(ways)):
         for precision in _precisions(program, target):
-            sketch = _sketch(f"{name}{k}{precision}", program, head, keep, combo, precision, target)
-            if sketch is not None:
-                yield sketch
+            title = f"{name}{k}{precision}"
+            sketch = _sketch(title, program, head, keep, combo, precision, target)
+            if sketch is None:
+                continue
+            yield sketch
+            uneven = _uneven_axes(program, sketch, len(head))
+            if uneven:
+                longest = tuple(_longest_first(w, uneven) for w in combo)
+                again = _sketch(f"{title}.longest", program, head, keep, longest, precision, target)
+                if again is not None:
+                    yield again
+
+
+def _uneven_axes(program: Program, sketch: Sketch, done: int) -> set[str]:
+    """The blocked axes along which a loop of the kernels gets longer."""
+    opened = run_actions(program, sketch.actions[done:])
+    assert not isinstance(opened, Illegal)
+    ends = [n.src[1] for n in walk(*opened.body) if n.op == "fold"]
+    return {a.removesuffix(".o") for end in ends for a in end.names if a.endswith(".o")}
+
+
+def _longest_first(way: Way, uneven: set[str]) -> Way:
+    """The way with blocks of an uneven axis outermost, the last first: what takes longest does
+    not start last."""
+    axes, *rest = way.plan
+    assert isinstance(axes, tuple)
+    moved = [(a, size, tile.REVERSE) for a, size, *how in axes if a in uneven and not how]
+    kept = [x for x in axes if x[0] not in {m[0] for m in moved}]
+    return Way(((*moved, *kept), *rest), way.knobs)
 
 
 def _apart(program: Program, keep: Sequence[int]) -> tuple[int, ...]:

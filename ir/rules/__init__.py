@@ -8,6 +8,7 @@ from autosched.ir.node import Program
 from autosched.ir.rules import (
     bind,
     cascade,
+    exp2,
     inline,
     join,
     match_dot,
@@ -31,5 +32,6 @@ RULES: dict[str, Callable[[Program, Action], Program | Illegal]] = {
     "trim": trim.apply,
     "match_dot": match_dot.apply,
     "tile": tile.apply,
+    "exp2": exp2.apply,
     "skip": skip.apply,
 }

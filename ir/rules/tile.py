@@ -10,7 +10,8 @@
              plans, one a kernel, kept values first, then the outputs: (axes, reduces, facts) with
              axes (axis, size) outermost first, size 1 for a point of the grid, 0 for the whole
              axis in the box, "step" for the axis of a fold whose results are stacked; and
-             (axis, size, "serial") for blocks that one program stores one after the other;
+             (axis, size, "serial") for blocks that one program stores one after the other, and
+             (axis, size, "reverse") for a grid whose last block comes first;
              reduces (axis, size) with 0 for the whole; facts (name, number) of the launch;
              narrow, precision: how dots multiply (see `products.DotTypes`).
     Illegal: NOT_ALGEBRA, NO_SUCH_CANDIDATE, PLANS (not one a kernel, or not its axes), NO_BLOCK
@@ -37,9 +38,9 @@ from autosched.ir.rules.inline import candidates
 from autosched.ir.scans import without_scans
 
 STEP = "step"
-SERIAL = "serial"
+SERIAL, REVERSE = "serial", "reverse"
 Plan: TypeAlias = (
-    "tuple[tuple[tuple[str, Extent | str, bool], ...], dict[str, Extent], dict[str, Extent]]"
+    "tuple[tuple[tuple[str, Extent | str, str], ...], dict[str, Extent], dict[str, Extent]]"
 )
 
 
@@ -126,7 +127,9 @@ def _axis_order(program: Program) -> dict[str, int]:
 def _plan(data: Sequence[Sequence[Sequence[object]]]) -> Plan:
     axes, reduces, facts = data
     return (
-        tuple((str(a), s if s == STEP else _size(s), SERIAL in how) for a, s, *how in axes),
+        tuple(
+            (str(a), s if s == STEP else _size(s), "".join(map(str, how))) for a, s, *how in axes
+        ),
         {str(a): _size(s) for a, s in reduces},
         {str(a): _size(s) for a, s in facts},
     )
@@ -152,7 +155,7 @@ def _kernel(
     extents = {a: e for o, _ in group for a, e in zip(o.dims, o.extents)}
     grid: list[tuple[str, Extent]] = []
     steps: dict[str, tuple[str, Extent]] = {}
-    for axis, size, serial in axes:
+    for axis, size, how in axes:
         extent = extents[axis]
         if not isinstance(extent, int):
             raise NoBlock(f"the axis {axis} has an open extent")
@@ -168,8 +171,10 @@ def _kernel(
             blocks.own[axis] = blocks.whole(axis, extent)
         else:
             assert not isinstance(size, str)
-            outer, blocks.own[axis] = blocks.blocked(axis, extent, size, "store")
-            if serial:
+            outer, blocks.own[axis] = blocks.blocked(
+                axis, extent, size, "store", reverse=how == REVERSE
+            )
+            if how == SERIAL:
                 steps[axis] = (outer, ext_cdiv(extent, size))
             else:
                 grid.append((outer, ext_cdiv(extent, size)))
