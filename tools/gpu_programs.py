@@ -133,6 +133,11 @@ _PRODUCTS = (
     (4096, 4096, 128, BF16, False), (126, 1536, 384, BF16, False),
     (1008, 1024, 1024, F16, False), (126, 1536, 384, F32, False),
     (1024, 1024, 1024, F32, False), (4096, 4096, 4096, F32, False),
+    # Of the encoder and the decoder that the examples tune, at one sequence and at eight.
+    (128, 384, 384, F32, False), (128, 1536, 384, F32, False), (128, 384, 1536, F32, False),
+    (1024, 384, 384, F32, False), (1024, 1536, 384, F32, False), (1024, 384, 1536, F32, False),
+    (128, 512, 512, F32, False), (128, 512, 1408, F32, False), (128, 32000, 512, F32, True),
+    (1008, 1024, 1024, F32, False), (126, 768, 3072, F32, False), (126, 768, 3072, BF16, False),
 )  # fmt: skip
 # b, h, i, d, dtype, keys, heads that share a key head, causal
 _ATTENTIONS = (
@@ -141,6 +146,9 @@ _ATTENTIONS = (
     (4, 32, 4096, 64, F16, 4096, 1, True), (2, 32, 2048, 128, BF16, 2048, 4, True),
     (8, 12, 128, 32, F16, 128, 1, False), (1, 12, 126, 64, F32, 126, 1, False),
     (1, 8, 512, 64, F32, 512, 1, True), (4, 32, 512, 128, BF16, 4096, 1, False),
+    # The encoder's and the decoder's own.
+    (1, 12, 128, 32, F32, 128, 1, False), (8, 12, 128, 32, F32, 128, 1, False),
+    (1, 8, 128, 64, F32, 128, 4, True), (2, 16, 4096, 256, BF16, 4096, 1, True),
 )  # fmt: skip
 
 
