@@ -227,3 +227,22 @@ def test_links_stand_in_for_the_installed_package(tmp_path):
 def test_a_lab_that_only_builds_has_no_measurer(tmp_path):
     with GpuLab(tmp_path, Setup("sm_90"), builders=1, jobs=JOBS, measure=False) as lab:
         assert lab.measurer is None
+
+
+def test_small_programs_go_all_the_way_in_the_interpreter(tmp_path):
+    """The real jobs: planned, emitted, compiled, interpreted, checked, set beside torch."""
+    small = [
+        Case("rows", lambda: softmax(6, 20, "float32"), ("softmax",)),
+        Case("mm", lambda: product(20, 40, 33, "float32"), ("mm", "mm.tf32")),
+        Case("mm.tf32", lambda: product(20, 40, 33, "float32"), ("mm.tf32",), ("tf32",)),
+    ]
+    given = ["--out", str(tmp_path), "--device", "cpu", "--schedules", "2", "--builders", "1"]
+    assert main(given, None, GpuLimits(measure_s=30.0), small) == 0
+    with Store(tmp_path / "records.sqlite") as store:
+        ours = store.records(peers=False)
+        assert [r.error for r in ours if not r.ok] == []
+        assert {r.extra["program"] for r in ours} == {c.name for c in small}
+        assert len({r.target for r in ours}) == 2
+        assert {r.peer.split(" ")[1] for r in store.records(peers=True)} == {
+            "softmax", "mm", "mm.tf32"
+        }  # fmt: skip
