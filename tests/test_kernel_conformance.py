@@ -58,7 +58,7 @@ def verdicts(chosen: list[Case], tmp_path_factory: pytest.TempPathFactory) -> li
 
 
 def test_every_family_and_type_is_there(chosen: list[Case]) -> None:
-    assert len({c.family for c in chosen}) >= 155
+    assert len({c.family for c in chosen}) >= 195
     of_type = Counter(f for c in chosen for f in facts(c))
     assert all(of_type[t] >= EACH_TYPE for t in (*STORAGE, "empty", "scalar")), of_type
 

@@ -15,12 +15,16 @@ import pytest
 from onnx_models import run_graph
 
 from autosched.ir.frontend.table import TABLE
+from autosched.ir.graph import ModelError
 from autosched.tools.onnx_cases import Case, cases, import_case
 
 # Why a case can't be all ours: a part of the coverage line's reason, or of the error.
 REASONS = {
     "draws random numbers": "kernels are functions of their operands",
+    "older than the first known": "Scan had a batch dimension until opset 8",
 }
+# Halfway between two integers in float32, as kernels and ONNX see it, is not so in float64.
+TIES = {"DynamicQuantizeLinear", "written out: dynamicquantizelinear"}
 # Roundings that a case of this type may be off by: ours rounds once, the reference at each step.
 RTOL, ATOL = 1e-3, 1e-7  # ONNX's own
 SLACK = {"bfloat16": 2 * 2.0**-7, "float16": 2 * 2.0**-10}
@@ -37,7 +41,10 @@ def by_family() -> dict[str, list[Case]]:
 
 def _problem(case: Case) -> str:
     """ "" if the case comes out right, else what is wrong."""
-    graph = import_case(case)
+    try:
+        graph = import_case(case)
+    except ModelError as error:
+        return str(error)
     if graph.islands:
         return "; ".join(o.reason for o in graph.coverage.outside)
     got = run_graph(graph, {n.attr[0]: case.feed[n.attr[0]] for n in graph.inputs})
@@ -46,7 +53,8 @@ def _problem(case: Case) -> str:
         if have.shape != want.shape or value.node.dtype != want.dtype.name:
             return f"{value.name}: {value.node.dtype}{have.shape}, wants {want.dtype}{want.shape}"
         if want.dtype.kind in "biu":
-            if not np.array_equal(have, want):
+            apart = np.abs(have.astype(np.float64) - want.astype(np.float64)).max(initial=0)
+            if apart > (case.family in TIES):
                 return f"{value.name}: {np.sum(have != want)} of {want.size} differ"
             continue
         slack = max(RTOL, SLACK.get(want.dtype.name, 0.0))
@@ -82,6 +90,7 @@ def test_operator_means_what_onnx_says(op: str, tally: dict[str, Counter[str]]) 
 
 def test_almost_all_cases_are_ours() -> None:
     """A table that lost operators would pass the tests above by having nothing to check."""
-    assert len(TABLE) >= 120
-    assert sum(map(len, by_family().values())) >= 1150
-    assert {"Attention", "RotaryEmbedding", "SwiGLU", "Einsum", "GatherND"} <= set(by_family())
+    assert len(TABLE) >= 145
+    assert sum(map(len, by_family().values())) >= 1500
+    assert {"Attention", "RotaryEmbedding", "SwiGLU", "Einsum", "GatherND", "LinearAttention",
+            "CausalConvWithState", "FlexAttention", "QuantizeLinear"} <= set(by_family())
