@@ -16,6 +16,7 @@ from autosched.costmodel.gpu_places import Place, reads_memory
 from autosched.costmodel.gpu_places import places as places_of
 from autosched.costmodel.structure import Loop, Sizes
 from autosched.ir.extent import as_node, ext_cdiv, ext_product
+from autosched.ir.linear import INDEX_TYPES
 from autosched.ir.loops import as_loop
 from autosched.ir.node import Axes, Extent, IRError, Node, Program, walk
 from autosched.ir.ops import kernel_facts
@@ -267,7 +268,7 @@ class _Walker:
         stack = [(root, False) for root in reversed(roots)]
         while stack:
             node, ready = stack.pop()
-            if node.op in LEAVES or not node.types:
+            if node.op in LEAVES or not node.types or _is_coordinate(node):
                 continue
             key = (node, self.home(node, scope))
             if ready:
@@ -431,6 +432,11 @@ def _cost_class(node: Node) -> str:
     if node.op != "map":
         return node.op
     return SCALARS[split_name(node.attr[0])[0]].cost
+
+
+def _is_coordinate(node: Node) -> bool:
+    """Integers made of coordinates alone: addresses, which compilers move out of loops."""
+    return node.op == "map" and node.dtype in INDEX_TYPES and not reads_memory(node)
 
 
 def _operations(node: Node) -> list[tuple[str, float]]:

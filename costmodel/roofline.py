@@ -46,23 +46,25 @@ def work_dtype(program: Program) -> str:
 def roofline_time(program: Program, target: Target, work: Work | None = None) -> float:
     """Least time in µs of an algebra program: max(work / peak, bytes / bandwidth)."""
     done = work or count(program)
-    compute_us = _COMPUTE[target.kind](done, work_dtype(program), target)
+    compute_us = _COMPUTE[target.kind](done, program, target)
     return max(compute_us, done.bytes / bandwidth(target, done.bytes))
 
 
-def _one_unit(work: Work, dtype: str, target: Target) -> float:
+def _one_unit(work: Work, program: Program, target: Target) -> float:
     """All work by the vector units."""
-    return work.weighted / (target.peak(dtype) * 1e3)
+    return work.weighted / (target.peak(work_dtype(program)) * 1e3)
 
 
-def _two_units(work: Work, dtype: str, target: Target) -> float:
-    """Contractions by the tensor cores where they take the type, beside everything else."""
-    kind = "tf32" if dtype == "float32" and "tf32" in target.features else dtype
-    contracted = work.contraction_flops / (tensor_gflops(target, kind) * 1e3)
+def _two_units(work: Work, program: Program, target: Target) -> float:
+    """Contractions in the fastest type of any input, beside everything else on CUDA cores."""
+    kinds = {i.dtype for i in program.inputs} | {"float32"}
+    if "tf32" in target.features:
+        kinds.add("tf32")
+    contracted = work.contraction_flops / (max(tensor_gflops(target, k) for k in kinds) * 1e3)
     return max(contracted, (work.flops - work.contraction_flops) / (target.peak() * 1e3))
 
 
-_COMPUTE: Mapping[str, Callable[[Work, str, Target], float]] = {
+_COMPUTE: Mapping[str, Callable[[Work, Program, Target], float]] = {
     "cpu": _one_unit,
     "gpu": _two_units,
 }
