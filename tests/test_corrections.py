@@ -94,6 +94,19 @@ def test_blocks_mean_the_sum(name: str, odd: bool) -> None:
         np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", [n for n in ROWS if n.startswith("shifted")])
+def test_infinite_scores_make_what_the_definition_makes(name: str) -> None:
+    program = of(ROWS[name])
+    for at in (0, 7, 11):
+        given = arrays(False)
+        given["s"][2, at], given["v"] = np.inf, np.abs(given["v"])
+        given = {str(n.attr[0]): given[str(n.attr[0])] for n in program.inputs}
+        want = np.asarray(evaluate(program, given)["o"])
+        for block in (2, 5):
+            got = evaluate(one_pass(program, block), given)["o"]
+            np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["moments", "moments with themselves"])
 def test_moments_keep_their_digits(name: str) -> None:
     """Of values far from 0 the spread is a small difference of large sums, were it one."""

@@ -10,13 +10,14 @@ constant  sum j f(j) g(r), sum j f(j) / g(r):  the factor stands outside of the 
 shifted   sum j f(j) exp(c (a[j] - g(r))):  the state is  S = sum j f(j) exp(c (a[j] - m))  with
           m = max j a[j], a state of its own where the definition has none:
           S' = S exp(c (m - m')) + block, and in the end  S exp(c (m - g(r))).
-          Facts: while m is -inf, every a so far is, and all exponentials read exp(c a), never
-          exp(-inf - -inf); for c > 0 they are 0. If m is -inf in the end, the last factor says what
-          the definition makes of it: NaN where g(-inf) is -inf, else 0.
+          Facts: an infinite m reads as 0: all exponentials are then exp(c a), never that of
+          inf - inf; while m is -inf, every a so far is, and they are 0 for c > 0. In the end the
+          last factor says what the definition makes of it: NaN where g(r) is m, else 0 or inf.
           A softmax row is NaN everywhere or nowhere, so that  where(isnan(p), 0, p)  in the body,
           p = exp(a - g(r)) / l  with  l  the sum of that exponential, is a test of l in the end.
 drifting  sum j f(j) (x[j] - g(r)):  D' = D + (g(r) - g(r')) F + block  with  F = sum j f(j), a
-          state of its own. Fact: while F is 0 nothing drifts, whatever g(r) is.
+          state of its own. Fact: a g(r) that is no finite number reads as 0; in the end it makes
+          the sum NaN or infinite, as it does in the definition (which of the two may differ).
 
 Any product of these factors has a row; a body may have one difference (drifting) at most.
 """
@@ -33,7 +34,6 @@ from autosched.ir.ops import (
     abs_,
     cast,
     const,
-    eq,
     iota,
     isnan,
     map_,
@@ -276,10 +276,10 @@ def _product(factors: _Factors, inside: Node, old: Node) -> Step:
         state = state if drift is None else drift.final(state, table)
         for shift in shifts:
             top = table[shift.top]
-            last = shift.at(top, replace_nodes(shift.level, table))
-            if shift.level is shift.top:  # 1, or NaN where the row is -inf
-                state = where(eq(top, -math.inf), state + last, state)
+            if shift.level is shift.top:  # 1, or NaN where the maximum is no number
+                state = where(_is_finite(top), state, state + shift.at(top, top))
             else:
+                last = shift.at(_or_zero(top), replace_nodes(shift.level, table))
                 state = state * last
         return state
 
@@ -287,10 +287,10 @@ def _product(factors: _Factors, inside: Node, old: Node) -> Step:
 
 
 def _correction(shift: _Shift, block: Block) -> Node:
-    """exp(c (m - m')); 1 before the first element above -inf, where m reads as 0."""
+    """exp(c (m - m')); 1 as long as m is no number, and reads as 0."""
     before = block.old[shift.top]
     factor = shift.at(before, _or_zero(block.new[shift.top]))
-    return where(eq(before, -math.inf), 1.0, factor)
+    return where(_is_finite(before), factor, 1.0)
 
 
 class _Drift:
