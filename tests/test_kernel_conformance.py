@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ import pytest
 
 from autosched.codegen.runtime.arrays import STORAGE
 from autosched.tools.conformance import conformance, write_cases
-from autosched.tools.conformance_jobs import Verdict
-from autosched.tools.onnx_cases import Case, cases, read_case
+from autosched.tools.conformance_jobs import Verdict, too_far
+from autosched.tools.onnx_cases import Case, cases, read_case, refused
 
 EACH_TYPE = 8  # cases of each type, and with empty tensors, and with scalars
 NOT_OURS = {"draws random numbers"}
@@ -91,3 +92,19 @@ def test_a_wrong_answer_is_seen(chosen: list[Case], tmp_path: Path) -> None:
     paths = [p for f in write_cases(some, tmp_path) for p in doctored(f)]
     found = list(conformance([Path(p) for p in paths]))
     assert found and all(v.problem or v.outside for v in found)
+
+
+def test_each_element_is_looked_at(chosen: list[Case]) -> None:
+    """A small element that is off vanishes in any norm beside a great one."""
+    want = np.array([1e4, 1e-3], np.float32)
+    case = replace(chosen[0], expected=(want,))
+    wide = want.astype(np.float64)
+    assert too_far(case, 0, wide, wide) is None
+    assert "1 of 2" in (too_far(case, 0, wide * [1, 1.01], wide) or "")
+    assert "1 of 2" in (too_far(case, 0, wide * [1, np.nan], wide) or "")
+
+
+def test_what_is_not_ours_has_a_reason() -> None:
+    reasons = {why for _, why in refused()}
+    assert all(why.startswith("of type ") for why in reasons)
+    assert not any(t in why for why in reasons for t in ("float16", "int8", "int64", "bool"))

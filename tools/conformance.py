@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 from autosched.codegen.jobs import Failed, Job, Stage
@@ -68,9 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--chunk", type=int, default=CHUNK, help="cases in one library")
     parser.add_argument("--verbose", action="store_true", help="a line for each case")
     options = parser.parse_args(arguments)
-    chosen = [c for c in cases() if options.only in c.name or options.only in c.family]
-    verdicts = [Verdict(c.name, c.family, outside=why) for c, why in refused()
-                if options.only in c.name or options.only in c.family]  # fmt: skip
+    def wanted(case: Case) -> bool:
+        return options.only in case.name or options.only in case.family
+
+    chosen = [c for c in cases() if wanted(c)]
+    foreign = [(c, why) for c, why in refused() if wanted(c)]
+    verdicts = [Verdict(c.name, c.family, outside=why) for c, why in foreign]
+    uses = {c.name: {n.op_type for n in c.model.graph.node}
+            for c in (*chosen, *(c for c, _ in foreign))}  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="autosched-") as folder:
         paths = write_cases(chosen, Path(folder))
         for v in conformance(paths, more=options.more, seed=options.seed,
@@ -78,28 +84,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verdicts.append(v)
             if options.verbose or v.problem:
                 print(f"{v.name}: {v.problem or v.outside or 'right'}", flush=True)
-    report(verdicts)
+    report(verdicts, uses)
     return int(any(v.problem for v in verdicts))
 
 
-def report(verdicts: Sequence[Verdict]) -> None:
-    """The table by family, the reasons of what is outside, and `N of M` last."""
-    right: Counter[str] = Counter()
-    ours: Counter[str] = Counter()
-    outside: Counter[str] = Counter()
-    for v in verdicts:
-        if v.outside:
-            outside[v.outside] += 1
-            continue
-        ours[v.family] += 1
-        right[v.family] += not v.problem
-    for family in sorted(ours):
-        print(f"  {family:36} {right[family]:4} of {ours[family]:4}")
+def report(verdicts: Sequence[Verdict], uses: Mapping[str, Set[str]]) -> None:
+    """How many cases are right, by family and by the operators in them (`uses`, by case), why
+    some are not ours, and `N of M` last."""
+    outside = Counter(v.outside for v in verdicts if v.outside)
+    for family, (right, whole, away) in _tally((v, (v.family,)) for v in verdicts).items():
+        print(f"  {family:36} {right:4} of {whole:4}" + (f", {away} not ours" if away else ""))
+    print("  by the operators in them, whatever else is there:")
+    found = _tally((v, uses[v.name]) for v in verdicts).items()
+    several = ", ".join(f"{op} {right} of {whole}" for op, (right, whole, _) in found)
+    print(textwrap.fill(several, 98, initial_indent="    ", subsequent_indent="    "))
     for reason, times in sorted(outside.items()):
-        print(f"  outside, {times}: {reason}")
+        print(f"  not ours, {times}: {reason}")
+    right = sum(not v.problem and not v.outside for v in verdicts)
     kernels = sum(v.kernels for v in verdicts)
-    print(f"{right.total()} of {len(verdicts)} cases right, {outside.total()} not ours, "
-          f"{kernels} kernels")  # fmt: skip
+    print(f"{right} of {len(verdicts)} cases right, {outside.total()} not ours, {kernels} kernels")
+
+
+def _tally(
+    labelled: Iterable[tuple[Verdict, Iterable[str]]],
+) -> dict[str, tuple[int, int, int]]:
+    """For each label: cases right, all cases, cases that are not ours."""
+    right, whole, outside = Counter[str](), Counter[str](), Counter[str]()
+    for verdict, labels in labelled:
+        whole.update(labels)
+        outside.update(labels if verdict.outside else ())
+        right.update(() if verdict.problem or verdict.outside else labels)
+    return {name: (right[name], whole[name], outside[name]) for name in sorted(whole)}
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def _off(build: _Build, values: Arrays) -> Iterator[str]:
             continue
         got = values[value.name].reshape(value.shape)
         if dtype in FLOATS:
-            reason = _far(build.case, at, *(_widened(v, dtype) for v in (got, want)))
+            reason = too_far(build.case, at, *(_widened(v, dtype) for v in (got, want)))
         else:
             reason = compare(got.view(want.dtype), want).reason
         if reason:
@@ -136,7 +136,7 @@ def _widened(array: np.ndarray, dtype: str) -> np.ndarray:
     return (from_bfloat16(array) if stored else array).astype(np.float64)
 
 
-def _far(case: Case, at: int, got: np.ndarray, want: np.ndarray) -> str | None:
+def too_far(case: Case, at: int, got: np.ndarray, want: np.ndarray) -> str | None:
     """How output `at` is too far off, if it is: by ONNX's own test of each element, and by ours,
     which is tighter on the whole.
 
