@@ -81,15 +81,15 @@ class _Module:
     def module(self, header: Header) -> TritonModule:
         texts, launches = [], []
         helpers: set[str] = set()
-        combines: dict[str, str] = {}
+        combines: dict[tuple[str, tuple[str, ...]], tuple[str, str]] = {}
         for kernel, name in zip(self.kernels, self.functions):
-            emitter = _Kernel(self.tensors)
+            emitter = _Kernel(self.tensors, combines)
             text, launch = emitter.kernel(kernel, name)
             texts.append(text)
             launches.append(launch)
             helpers |= emitter.helpers
-            combines |= dict(emitter.combines.values())
-        source = module_text(header, [*helper_texts(helpers), *combines.values()], texts)
+        shared = [*helper_texts(helpers), *(text for _, text in combines.values())]
+        source = module_text(header, shared, texts)
         tensors = tuple(Tensor(h.attr[0], h.dtype, extents_of(h), _role(h)) for h in self.tensors)
         return TritonModule(source, tensors, tuple(launches))
 
@@ -103,8 +103,11 @@ def _role(handle: Node) -> str:
 class _Kernel(Loops):
     """One kernel."""
 
-    def __init__(self, tensors: dict[Node, str]) -> None:
+    def __init__(
+        self, tensors: dict[Node, str], combines: dict[tuple[str, tuple[str, ...]], tuple[str, str]]
+    ) -> None:
         super().__init__()
+        self.combines = combines
         self.all_tensors = tensors
         self.stored: frozenset[Node] = frozenset()
         self.loaded: frozenset[Node] = frozenset()
@@ -155,7 +158,7 @@ class _Kernel(Loops):
 
     def decode(self, pid: Val, stride: int, n: int, total: int) -> Val:
         """The coordinate of a grid axis of n iterations, each `stride` programs apart."""
-        if n == 1:
+        if n <= 1:
             return literal(0, "int32")
         text = pid.text if stride == 1 else f"{pid.text} // {stride}"
         if stride * n < total:

@@ -136,6 +136,8 @@ class Dots(Memory):
             if self.scopes.home(dot) != self.scopes.level or other is dot:
                 continue
             acc = self.value(other)
+            if acc.literal and float(acc.text) == 0 and acc.dtype == dot.dtype:
+                return self.dotted(dot, plan, None)
             if acc.dims == plan.out and acc.dtype == dot.dtype:
                 return self.dotted(dot, plan, acc)
         return None

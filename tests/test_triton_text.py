@@ -36,6 +36,14 @@ def test_a_module_is_data_that_describes_its_launches() -> None:
     assert TritonModule.from_json(module.to_json()) == module
 
 
+def test_offsets_are_wide_only_where_a_buffer_is() -> None:
+    module = emit(programs.gemm(70000, 40000, 64, 128, 128, 64, "bfloat16"), Header("Big"))
+    assert isinstance(module, TritonModule)
+    wide = [line for line in module.source.splitlines() if "int64" in line]
+    assert len(wide) == 1 and "y +" in wide[0]
+    assert "= tl.dot(x_tile, w_tile)" in module.source
+
+
 def test_the_same_program_gives_the_same_text() -> None:
     assert source(Header("A product")) == source(Header("A product"))
 
