@@ -153,10 +153,11 @@ class TorchArrays:
         if dtype not in GRIDS:
             return data.to(STORAGE[dtype]).to(torch.float64)
         bits, least, greatest, beyond = GRIDS[dtype]
-        _, exponent = torch.frexp(data)
+        finite = torch.isfinite(data)  # others have no exponent, on a GPU any at all
+        _, exponent = torch.frexp(torch.where(finite, data, torch.zeros_like(data)))
         unit = torch.clamp(exponent - 1, min=least) - (bits - 1)
         scale = power_of_two(unit)
-        y = torch.round(data / scale) * scale
+        y = torch.where(finite, torch.round(data / scale) * scale, data)
         return torch.where(y.abs() > greatest, torch.copysign(torch.full_like(y, beyond), y), y)
 
     def _reinterpret(self, data: Tensor, source: str, target: str) -> Tensor:

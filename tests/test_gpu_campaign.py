@@ -90,10 +90,11 @@ def test_every_attempt_is_stored_and_a_fault_costs_only_itself(tmp_path, capsys)
 
 def test_it_keeps_to_its_time(tmp_path, capsys):
     begun = time.monotonic()
-    campaign(tmp_path, ["slow", "plain", "late"], "--schedules", "60", "--minutes", "0.34")
+    campaign(tmp_path / "a", ["slow", "slow", "late"], "--schedules", "60", "--minutes", "0.35")
     assert time.monotonic() - begun < 25
-    assert "schedules not tried: time" in (tmp_path / "table.md").read_text()
-    assert "programs left out" in capsys.readouterr().out
+    assert "schedules not tried: time" in (tmp_path / "a" / "table.md").read_text()
+    campaign(tmp_path / "b", ["plain", "late"], "--minutes", "0.1")
+    assert "time is up: 2 programs left out" in capsys.readouterr().out
 
 
 def test_a_program_has_its_share_of_the_time(tmp_path):
@@ -121,6 +122,12 @@ def test_mistakes_are_one_message(tmp_path, capsys, arguments, words):
     assert main(given, JOBS, LIMITS, chosen) == 2
     said = capsys.readouterr().err
     assert words in said and said.startswith("gpu_campaign: ")
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):
+    (tmp_path / "records.sqlite").write_text("no database" * 100)
+    assert campaign(tmp_path, ["plain"]) == 2
+    assert capsys.readouterr().err.startswith("gpu_campaign: ")
 
 
 # ---- the process that measures -----------------------------------------------------------------

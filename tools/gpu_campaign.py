@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
+import functools
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from typing import Any
 
 from autosched.codegen.jobs import Failed
 from autosched.codegen.workers import Ticket
+from autosched.datasets.store import StoreError
 from autosched.ir.record import Status
 from autosched.ir.target import TargetError, parse_target
 from autosched.tools.gpu_lab import (
@@ -40,6 +42,7 @@ from autosched.tools.gpu_report import Report, Row, markdown
 LAST_S = 15.0  # kept for the finals of the program at hand and for writing
 FINALISTS = 3
 HOPELESS = 4.0  # times slower than the best so far: timed by a few runs only
+FAIR = 2.0  # times its equal share of the time left is what a program may take
 AHEAD = 2  # programs that are built while one is measured
 
 
@@ -72,11 +75,12 @@ class Campaign:
     """One run: opens programs ahead, measures them in turn."""
 
     def __init__(self, lab: GpuLab, report: Report, options: Options, chosen: Sequence[Case],
-                 say: Any = print) -> None:  # fmt: skip
+                 begun: float, say: Any = print) -> None:  # fmt: skip
+        """begun: on the monotonic clock, when the run's minutes began to count."""
         self.lab, self.report, self.options, self.say = lab, report, options, say
         self.chosen = chosen
-        self.begun = time.monotonic()
-        self.built = self.measured = 0
+        self.begun = begun
+        self.done = self.built = self.measured = 0
         self.compile_s = 0.0
 
     def run(self) -> None:
@@ -122,7 +126,10 @@ class Campaign:
 
     def _one(self, opened: _Opened) -> None:
         row, begun = opened.row, time.monotonic()
-        until = begun + min(self.options.per_program_s, self._left_s() - LAST_S)
+        left_s = self._left_s() - LAST_S
+        share_s = FAIR * left_s / (len(self.chosen) - self.done)
+        until = begun + min(self.options.per_program_s, left_s, share_s)
+        self.done += 1
         if not self.options.build_only and opened.tickets:
             prepared = self.lab.prepare(row.name)
             if isinstance(prepared, Failed):
@@ -243,7 +250,7 @@ def main(argv: Sequence[str] | None = None, jobs: GpuJobs | None = None,
         if args.out is None:
             raise CampaignError("name a folder for the results: --out DIR")
         return _run(args, programs, jobs or GpuJobs(), limits or GpuLimits())
-    except (CampaignError, TargetError) as error:
+    except (CampaignError, TargetError, StoreError) as error:
         print(f"gpu_campaign: {error}", file=sys.stderr)
         return 2
 
@@ -251,6 +258,7 @@ def main(argv: Sequence[str] | None = None, jobs: GpuJobs | None = None,
 def _run(
     args: argparse.Namespace, programs: Sequence[Case], jobs: GpuJobs, limits: GpuLimits
 ) -> int:
+    begun = time.monotonic()
     options = Options(args.out, args.minutes, args.per_program, args.schedules,
                       tuple(c.name for c in programs), args.build_only)  # fmt: skip
     launcher = "jit" if args.device == "cpu" else args.launcher
@@ -269,7 +277,8 @@ def _run(
         report = stack.enter_context(
             Report(args.out, setup, f"triton-{version('triton')}", device)
         )
-        campaign = Campaign(lab, report, options, programs, lambda text: print(text, flush=True))
+        say = functools.partial(print, flush=True)
+        campaign = Campaign(lab, report, options, programs, begun, say)
         try:
             campaign.run()
         except KeyboardInterrupt:

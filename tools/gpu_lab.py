@@ -155,7 +155,9 @@ class GpuLab:
         """builders: processes, by default one for each core. measure: False builds only."""
         self.folder, self.setup = folder, setup
         self.jobs, self.limits = jobs or GpuJobs(), limits or GpuLimits()
-        count = builders or len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
+        # The process that measures keeps a core, where there are some to share out.
+        count = builders or (cores - 1 if measure and cores > 4 else cores)
         both = {"TRITON_CACHE_DIR": str(folder / "triton"), "OMP_NUM_THREADS": "1",
                 "OPENBLAS_NUM_THREADS": "1"}  # fmt: skip
         # A builder never sees the device; a measurer may use a few threads for what torch does.
