@@ -26,7 +26,7 @@ from autosched.tools.shrink import shrunk, size, smaller
 from autosched.tools.stress import Case, read_case
 from autosched.tools.stress_jobs import check, forms, problem
 
-SEEDS = 64
+SEEDS = 48
 CHUNK = 8  # programs of one library
 CASES = sorted((Path(__file__).parent / "cases").glob("*.txt"))
 
