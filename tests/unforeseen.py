@@ -53,7 +53,8 @@ class Definition:
 
 
 DEFINITIONS: dict[str, Definition] = {}
-# Why parts of a definition may be cheaper as kernels of their own; each is one kernel if asked for.
+# Why a model gets parts of a definition as kernels of their own. The first are one kernel where
+# the options of the partition ask for it; all of them are, given as a task.
 WEIGHTS = "rows of a product with weights: the tile of the product is freer alone"
 STATISTIC = "a statistic that all blocks of the other operand read again"
 
