@@ -187,6 +187,9 @@ class _Kernel(Loops):
         self.count_uses(n for n in nodes if n.op == "store")
         self.stored = frozenset(n.src[0] for n in nodes if n.op == "store")
         self.loaded = frozenset(n.src[0] for n in nodes if n.op == "load")
+        accesses = [n for n in nodes if n.op in ("load", "store")]
+        steers = [s for n in accesses for s in n.src[2 if n.op == "store" else 1 :]]
+        self.steering = frozenset(n for n in walk(*steers) if n.op == "load")
         self.find_riders(body)
         self.order_axes(nodes)
         self.order_loads(nodes)

@@ -13,7 +13,7 @@ from math import prod
 from autosched.codegen.triton_values import number
 from autosched.ir.extent import simplify
 from autosched.ir.linear import Poly, from_poly, poly
-from autosched.ir.node import Node
+from autosched.ir.node import Node, walk
 from autosched.ir.ops import cast, const, iota
 from autosched.ir.scalar import ITEMSIZE
 
@@ -57,6 +57,12 @@ class Box:
     axes: tuple[str, ...]
     coordinates: tuple[Node, ...]
     masked: bool
+
+
+def terms_of(node: Node) -> Poly:
+    """An index expression as a polynomial; what is loaded in it stays the node that it is."""
+    loaded = any(n.op == "load" for n in walk(node))
+    return poly(node if loaded else simplify(node))
 
 
 def coordinate(start: Node, dim: object) -> Node:
@@ -128,7 +134,7 @@ def _tile_of(start: Node, tiles: list[str]) -> tuple[Node, str, int] | None:
         return start, "", 1
     if len(tiles) > 1:
         return None
-    terms = poly(simplify(start))
+    terms = terms_of(start)
     for mono, c in terms.items():
         if c == 1 and len(mono) == 1 and mono[0].op == "iota" and mono[0].attr[0] == tiles[0]:
             rest = from_poly({m: k for m, k in terms.items() if m != mono}, "int32")
@@ -160,7 +166,7 @@ def _conjunction(mask: Node) -> list[Node]:
 def _margin(high: Node, low: Node) -> Poly | None:
     if low.dtype != high.dtype:
         return None
-    return poly(simplify(high - low))
+    return terms_of(high - low)
 
 
 def _less(node: Node) -> Poly | bool | None:

@@ -20,12 +20,12 @@ from autosched.codegen.triton_boxes import (
     extents_of,
     mask_of,
     strides_of,
+    terms_of,
 )
 from autosched.codegen.triton_reduce import Reductions
 from autosched.codegen.triton_text import ADD, MUL, Unsupported, Val
 from autosched.codegen.triton_values import number
-from autosched.ir.extent import simplify
-from autosched.ir.linear import Poly, from_poly, poly, range_of
+from autosched.ir.linear import Poly, from_poly, range_of
 from autosched.ir.node import Node
 from autosched.ir.ops import cast
 
@@ -55,6 +55,8 @@ class Memory(Reductions):
         self.addresses: dict[Node, Address] = {}
         self.orders: dict[Node, tuple[str, ...]] = {}  # of dimensions that a load's user wants
         self.bases: dict[Node, set[str]] = {}  # scalar parts of addresses, and of which tensors
+        # Loads that other addresses and masks come from: Triton pipelines them as pointers alone.
+        self.steering: frozenset[Node] = frozenset()
         self.use_descriptors = False
         self.made_descriptors: dict[tuple[Node, tuple[int, ...]], str] = {}
 
@@ -70,7 +72,7 @@ class Memory(Reductions):
         wide = prod(extents_of(handle)) > MAX_INT32
         total: Poly = {}
         for start, dim, stride in zip(starts, dims, strides_of(handle)):
-            for mono, c in poly(simplify(coordinate(start, dim))).items():
+            for mono, c in terms_of(coordinate(start, dim)).items():
                 total[mono] = total.get(mono, 0) + c * stride
         groups: dict[int, Poly] = {}
         tiles: list[tuple[Node, int]] = []
@@ -162,7 +164,9 @@ class Memory(Reductions):
         if set(order) != set(dims):
             order = dims
         self.hints[node] = self.tensors[node.src[0]] + ("_tile" if dims else "_value")
-        box = box_of(node, self.depths) if self.use_descriptors else None
+        box = None
+        if self.use_descriptors and node not in self.steering:
+            box = box_of(node, self.depths)
         if box is not None:
             return (self.box_load(node, box, order),)
         mask = mask_of(node)

@@ -86,6 +86,11 @@ def test_descriptors(interpreter: Interpreter) -> None:
     assert "x_box" not in odd.source
 
 
+def test_an_index_is_loaded_by_pointers_also_beside_descriptors() -> None:
+    source = source_of(programs.gather(64, 6, 8, 16, (("descriptors", 1),))).source
+    assert "y_box" in source and "index_box" not in source
+
+
 def test_softmax(interpreter: Interpreter) -> None:
     check(interpreter, programs.softmax(5, 37, 64))
     check(interpreter, programs.softmax(5, 37, 64, rows=4))

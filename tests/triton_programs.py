@@ -132,7 +132,7 @@ def layernorm(t: int, c: int, block: int, rows: int = 4) -> Program:
     return rows_program("layernorm", t, c, block, value, 0.0, rows)
 
 
-def gather(n: int, rows: int, d: int, block: int) -> Program:
+def gather(n: int, rows: int, d: int, block: int, facts: Facts = PLAIN) -> Program:
     """y[i, :] = table[index[i], :], masked where the index is negative."""
     index = input_("index", {"i": n}, "int32")
     table = input_("table", {"r": rows, "d": d})
@@ -141,4 +141,4 @@ def gather(n: int, rows: int, d: int, block: int) -> Program:
     row = load(table, [at, 0], [None, ("d", d, 1)], at >= 0, zero())
     y = output("y", (n, d))
     put = store(y, row, [i_at, 0], [("i.i", block, 1), ("d", d, 1)], i < n)
-    return tile_program([gpu_kernel("gather", {"i.o": cdiv(n, block)}, [put])], y=y)
+    return tile_program([gpu_kernel("gather", {"i.o": cdiv(n, block)}, [put], facts)], y=y)
