@@ -461,11 +461,15 @@ def resource_limits(kernel: Node, target: Target) -> list[Node]:
     for held in _register_bytes(nodes, loops):
         limits.append(as_node(held) <= as_node(room))
     stages = facts.get("stages", 2)
+    kept: Extent = 0
+    for store in (n for n in nodes if n.op == "store"):
+        # A store through a descriptor leaves from shared memory.
+        kept = ext_add(kept, ext_mul(_bytes(store.src[1], loops), facts.get("descriptors", 0)))
     for node in nodes:
         if node.op == "fold":
-            staged = _staged_bytes(node, loops)
+            staged = ext_mul(_staged_bytes(node, loops), stages)
             if staged != 0:
-                limits.append(as_node(ext_mul(staged, stages)) <= target.l1_bytes)
+                limits.append(as_node(ext_add(staged, kept)) <= target.l1_bytes)
     for node in nodes:
         if node.op == "dot":
             operands = [_bytes(s, loops) for s in node.src]
