@@ -16,12 +16,14 @@ import numpy as np
 from scipy.stats import qmc
 
 from autosched.codegen.reference import read_program
+from autosched.costmodel.features import sketch_features
+from autosched.costmodel.roofline import RooflineModel
 from autosched.ir.extent import evaluate_extent
 from autosched.ir.node import Program
+from autosched.ir.rules.action import Illegal
 from autosched.ir.schedule import Schedule, Sketch
 from autosched.ir.sketches import sketches
 from autosched.ir.target import Target, parse_target
-from autosched.tools.gpu_roofline import estimate_us
 
 HEAD = 0.5  # share of the schedules that the ranking picks
 TABLE_ROWS = 20_000  # of a sketch that are ranked
@@ -77,9 +79,13 @@ def _head(
 ) -> list[Picked]:  # fmt: skip
     """The best by the roofline, with no sketch taking more than its share."""
     ranked: list[tuple[float, int, int]] = []
+    model = RooflineModel()
     for n, (sketch, table) in enumerate(zip(found, tables)):
         if len(next(iter(table.values()))):
-            times = estimate_us(program, sketch, table, target)
+            made = sketch_features(program, sketch, target)
+            if isinstance(made, Illegal):
+                continue
+            times = model.predict(made.evaluate(table)).latency_us
             ranked += [(float(times[row]), n, int(row)) for row in np.argsort(times)[:count]]
     most = max(1, round(count * max(MAX_ALIKE, 1 / max(len(found), 1))))
     taken = [0] * len(found)
