@@ -12,15 +12,31 @@ of an axis is computed from zeros and never reaches a reduce or a store.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from autosched.ir.block_axes import BlockAxes
 from autosched.ir.expand import Home, fresh
 from autosched.ir.extent import as_node, ext_cdiv, simplify
+from autosched.ir.linear import range_of
 from autosched.ir.monoid import MONOIDS, dtype_limit
-from autosched.ir.node import Extent, IRError, Node, replace_nodes, walk
-from autosched.ir.ops import carry, cast, const, fold, get, iota, load, map_, minimum, where
+from autosched.ir.node import Extent, IRError, Node, walk
+from autosched.ir.ops import (
+    carry,
+    cast,
+    const,
+    fold,
+    get,
+    iota,
+    load,
+    map_,
+    maximum,
+    minimum,
+    reaxis,
+    where,
+)
 from autosched.ir.products import DotTypes, as_dot
+from autosched.ir.scans import as_fold
 
 Env = Mapping[str, Node]
 
@@ -29,9 +45,21 @@ class NoBlock(Exception):
     """A value that has no form over boxes; the message says why."""
 
 
-def power_of_two(extent: int) -> int:
-    """The least power of two that covers the extent."""
-    return 1 << max(extent - 1, 0).bit_length()
+@dataclass(frozen=True)
+class Serial:
+    """An axis that one program walks block by block: (the loop, its trips, last block first)."""
+
+    loop: str
+    trips: Extent
+    backward: bool
+
+
+class _ElsewhereError(Exception):
+    """A state is read at coordinates where the loop being expanded does not make it."""
+
+    def __init__(self, state: str, axis: str, at: Node) -> None:
+        super().__init__(f"the state {state} is read at other places along {axis} than it is made")
+        self.state, self.axis, self.at = state, axis, at
 
 
 @dataclass(frozen=True)
@@ -52,80 +80,26 @@ class _Bound:
 
 
 @dataclass
-class Blocks:
+class Blocks(BlockAxes):
     """Expands values of one kernel.
 
     sizes: block by reduced axis, 0 or absent for the whole axis at once.
     homes: where values made by earlier kernels are stored.
     own: the coordinates of the kernel's own axes, which states of folds share.
-    tiles: extents of the tile axes in use. valid: the condition under which a tile axis lies
-    inside of its own axis; one without a row always does. claims: what a name stands for.
+    steps: loops over the steps of folds. serial: axes that one program walks block by block, with
+    the loop, and whether the last block comes first.
     """
 
     sizes: Mapping[str, Extent]
     homes: Mapping[Node, Home]
     dots: DotTypes
     own: dict[str, Node] = field(default_factory=dict)
-    tiles: dict[str, Extent] = field(default_factory=dict)
-    valid: dict[str, Node] = field(default_factory=dict)
-    claims: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    steps: set[str] = field(default_factory=set)
+    serial: dict[str, Serial] = field(default_factory=dict)
     memo: dict[tuple[object, ...], Node] = field(default_factory=dict)
     states: set[str] = field(default_factory=set)
     pins: Mapping[str, _Pin] = field(default_factory=dict)
     bounds: tuple[_Bound, ...] = ()
-
-    # ---- axes ---------------------------------------------------------------------------------
-
-    def name(self, wanted: str, *claim: object, taken: Collection[str] = ()) -> str:
-        """`wanted`, or it with a number, that stands for nothing else and is not `taken`."""
-        others = {n for n, c in self.claims.items() if c != claim}
-        found = fresh(wanted, {*others, *taken})
-        self.claims[found] = claim
-        return found
-
-    def block(self, extent: int, size: Extent, name: str, start: Node) -> Node:
-        """The coordinates start + [0, size) of an axis, and their condition in `valid`."""
-        self.tiles[name] = size
-        at = simplify(start + iota(name, size))
-        inside = simplify(at < extent)
-        if not (inside.op == "const" and inside.attr[0]):
-            self.valid[name] = inside
-        return at
-
-    def whole(self, axis: str, extent: int, taken: Collection[str] = ()) -> Node:
-        """All coordinates of an axis as one box."""
-        size = power_of_two(extent)
-        name = self.name(f"{axis}.t", axis, extent, taken=taken)
-        return self.block(extent, size, name, as_node(0))
-
-    def blocked(
-        self, axis: str, extent: int, size: Extent, kind: str, taken: Collection[str] = (),
-        reverse: bool = False,
-    ) -> tuple[str, Node]:  # fmt: skip
-        """(the loop over blocks, the coordinates of a block) of an axis; kind: whose loop it is;
-        reverse: the last block comes first."""
-        trips = ext_cdiv(extent, size)
-        outer = self.name(f"{axis}.o", axis, extent, size, kind, taken=taken)
-        name = self.name(f"{axis}.i", axis, extent, size, kind, taken=taken)
-        number = iota(outer, trips)
-        if reverse:
-            number = as_node(trips) - 1 - number
-        return outer, self.block(extent, size, name, number * as_node(size))
-
-    def box(self, at: Node) -> str:
-        """The one tile axis of a block's coordinates."""
-        (name,) = [a for a, _ in at.free if a in self.tiles]
-        return name
-
-    def boxes(self, value: Node) -> dict[str, Extent]:
-        """The axes of a value that are tiles, not loops."""
-        return {a: e for a, e in value.axes if a in self.tiles}
-
-    def conditions(self, *exprs: Node) -> Node | None:
-        """Whether all coordinates that the expressions depend on lie inside of their axes."""
-        axes = sorted({a for e in exprs for a, _ in e.free})
-        tests = [self.valid[a] for a in axes if a in self.valid]
-        return functools.reduce(lambda a, b: a & b, tests) if tests else None
 
     # ---- values -------------------------------------------------------------------------------
 
@@ -160,8 +134,10 @@ class Blocks:
                 return self.at(node.src[0], {**env, node.attr[0]: index})
             case "reduce":
                 return self._reduce(node, env)
-            case "fold" | "scan":
-                return self._single(node, env)
+            case "fold":
+                return self._result(node, 0, env)
+            case "scan":
+                return self._scanned(node, 0, env)
             case "carry":
                 return self._carry(node, env)
             case "get":
@@ -188,17 +164,16 @@ class Blocks:
 
     def _get(self, node: Node, env: dict[str, Node]) -> Node:
         (source,), (index,) = node.src, node.attr
-        return get(self._fold(source, env) if source.op == "fold" else self.at(source, env), index)
-
-    def _single(self, node: Node, env: dict[str, Node]) -> Node:
-        if node.op == "scan":
-            raise NoBlock("a scan must be written as a fold first")
-        return get(self._fold(node, env), 0)
+        if source.op == "fold":
+            return self._result(source, index, env)
+        if source.op == "scan":
+            return self._scanned(source, index, env)
+        return get(self.at(source, env), index)
 
     def read(self, handle: Node, starts: list[Node]) -> Node:
         """The elements at `starts`, and 0 where a coordinate lies beyond the end of its axis."""
         starts = [simplify(s) for s in starts]
-        tests = [b.test for b in self.bounds if any(b.clamped in set(walk(s)) for s in starts)]
+        tests = self._needed(starts)
         starts = [self._unclamped(s) for s in starts]
         mask = self.conditions(*starts)
         for test in tests:
@@ -223,11 +198,27 @@ class Blocks:
         self.bounds = outside
         return at
 
+    def _needed(self, exprs: Sequence[Node]) -> list[Node]:
+        """The tests that the clamps in the expressions stand for."""
+        inside = set(walk(*exprs))
+        return [b.test for b in self.bounds if b.clamped in inside]
+
     def _unclamped(self, at: Node) -> Node:
-        """The position without clamps that the tests around it make needless."""
+        """The position without clamps that the tests around it make needless; loads of positions
+        that were clamped are masked by these tests."""
         at = simplify(at)
-        table = {b.clamped: b.at for b in self.bounds}
-        return simplify(replace_nodes(at, table)) if table else at
+        memo = {b.clamped: b.at for b in self.bounds}
+        if not memo:
+            return at
+        for node in walk(at):
+            if node in memo:
+                continue
+            src = tuple(memo[s] for s in node.src)
+            made = node if src == node.src else Node(node.op, src, node.attr)
+            if node.op == "load" and made is not node:
+                made = _masked(made, self._needed(node.src[1:]))
+            memo[node] = made
+        return simplify(memo[at])
 
     # ---- reduces ------------------------------------------------------------------------------
 
@@ -254,19 +245,24 @@ class Blocks:
 
     def _box_reduce(self, node: Node, env: Env, name: str) -> Node:
         """The reduce over one box; what is beyond the end of the axis counts as the identity."""
-        monoid = node.attr[0]
-        spec = MONOIDS[monoid]
-        values = tuple(self._with_axis(self.at(s, env), env[node.attr[1][0]], name)
-                       for s in node.src)  # fmt: skip
-        inside = self.valid.get(name)
+        monoid, (axis,) = node.attr
         if monoid == "sum":
-            found = as_dot(values[0], name, inside, self.tiles, self.dots)
+            bare = self._with_axis(self.at(node.src[0], env), env[axis], name)
+            found = as_dot(bare, name, self.valid.get(name), self.tiles, self.dots)
             if found is not None:
                 return cast(found, node.dtype)
-        if inside is not None:
-            ids = [dtype_limit(i, v.dtype) for i, v in zip(spec.identity, values)]
-            values = tuple(where(inside, v, const(i, v.dtype)) for v, i in zip(values, ids))
-        return Node("reduce", values, (monoid, (name,)))
+        return Node("reduce", self._filled(node, monoid, env, axis, name), (monoid, (name,)))
+
+    def _filled(
+        self, node: Node, monoid: str, env: Env, axis: str, name: str
+    ) -> tuple[Node, ...]:
+        """The operands of a reduce or scan over one box of an axis, the identity beyond its end."""
+        values = tuple(self._with_axis(self.at(s, env), env[axis], name) for s in node.src)
+        inside = self.valid.get(name)
+        if inside is None:
+            return values
+        ids = [dtype_limit(i, v.dtype) for i, v in zip(MONOIDS[monoid].identity, values)]
+        return tuple(where(inside, v, const(i, v.dtype)) for v, i in zip(values, ids))
 
     @staticmethod
     def _with_axis(value: Node, at: Node, name: str) -> Node:
@@ -295,34 +291,71 @@ class Blocks:
 
     # ---- folds --------------------------------------------------------------------------------
 
-    def _fold(self, node: Node, env: dict[str, Node]) -> Node:
-        """The loop of a fold for the boxes at `env`. Axes of states that `env` lacks are those of
-        the kernel, and whole where it has none of that name."""
-        axis, names, n_intervals, _ = node.attr
+    def _result(self, node: Node, index: int, env: dict[str, Node]) -> Node:
+        """A result of a fold at `env`; axes along which the loop has to make all of it are read
+        there from the whole box."""
+        axis = node.attr[0]
+        loop, coords = self._fold(node, env)
+        moved = {
+            self.box(coords[a]): self._within(env[a], coords[a])
+            for a, _ in node.types[index].axes
+            if a != axis and env[a] is not coords[a]
+        }
+        return reaxis(get(loop, index), moved)
+
+    def _fold(self, node: Node, env: dict[str, Node]) -> tuple[Node, dict[str, Node]]:
+        """The loop of a fold and the coordinates that it is made at. Axes that `env` lacks are
+        those of the kernel, and whole where it has none of that name; so are axes along which
+        the steps read the states at other places, or `env` varies with the step."""
+        axis, names = node.attr[:2]
+        extents = {a: e for kind in node.types for a, e in kind.axes if a != axis}
+        step = iota(self.name(f"{axis}.s", axis, self._steps(node)), self._steps(node))
+        if axis in env and env[axis] is not step:
+            raise NoBlock(f"the loop over {axis} is read at another step than the one it is at")
+        coords = {}
+        for a, e in {**extents, **{a: 0 for a in env if a != axis}}.items():
+            at = env.get(a, self.own.get(a))
+            varies = at is not None and step.attr[0] in dict(at.free)
+            coords[a] = self.whole(a, int(str(e))) if at is None or varies else at
+        while True:
+            try:
+                return self._fold_at(node, coords, step), coords
+            except _ElsewhereError as wish:
+                if wish.state not in names:
+                    raise
+                fits = wish.axis not in env and not self._inner(wish.at, step)
+                chosen = coords[wish.axis] is self.own.get(wish.axis)
+                whole = self.whole(wish.axis, int(str(extents[wish.axis])))
+                if coords[wish.axis] is whole and not fits:
+                    raise NoBlock(str(wish)) from wish
+                coords[wish.axis] = wish.at if fits and not chosen else whole
+
+    def _fold_at(self, node: Node, coords: dict[str, Node], step: Node) -> Node:
+        _, names, n_intervals, _ = node.attr
         n = len(names)
         bounds, rest = node.src[: 2 * n_intervals], node.src[2 * n_intervals :]
         inits, yields, outs = rest[:n], rest[n : 2 * n], rest[2 * n :]
-        extent = self._steps(node)
-        coords = {a: e for a, e in env.items() if a != axis}
-        for a, e in (item for kind in node.types for item in kind.axes if item[0] != axis):
-            if a not in coords:
-                coords[a] = self.own[a] if a in self.own else self.whole(a, int(str(e)))
-        step = iota(self.name(f"{axis}.s", axis, extent), extent)
-        if axis in env and env[axis] is not step:
-            raise NoBlock(f"the loop over {axis} is read at another step than the one it is at")
         key = (node, tuple(sorted(((a, id(e)) for a, e in coords.items()))))
         if key not in self.memo:
+            taken = set(self.states)
             pins = {
                 name: _Pin(self._state(name), tuple((a, coords[a]) for a, _ in kind.axes))
                 for name, kind in zip(names, node.types)
             }
             lo_hi = [self.at(b, coords) for b in bounds]
+            if any(self.boxes(b) for b in lo_hi):
+                raise NoBlock(f"the bounds of the loop over {step.attr[0]} vary within a box")
             starts = [self.at(i, coords) for i in inits]
             outside, self.pins = self.pins, {**self.pins, **pins}
-            inner = {**coords, axis: step}
-            steps = [self.at(y, inner) for y in yields]
-            stacked = [self.at(o, inner) for o in outs]
-            self.pins = outside
+            inner = {**coords, node.attr[0]: step}
+            try:
+                steps = [self.at(y, inner) for y in yields]
+                stacked = [self.at(o, inner) for o in outs]
+            except _ElsewhereError:
+                self.states = taken
+                raise
+            finally:
+                self.pins = outside
             made = {p.state: pair for p, *pair in zip(pins.values(), starts, steps)}
             pairs = list(zip(lo_hi[::2], lo_hi[1::2]))
             self.memo[key] = fold(step.attr[0], pairs, made, stacked)
@@ -330,15 +363,80 @@ class Blocks:
 
     def _carry(self, node: Node, env: dict[str, Node]) -> Node:
         """A state inside the body of its fold: a box over the tile axes of its coordinates."""
-        name, dtype, _ = node.attr
+        name, dtype, axes = node.attr
         if name not in self.pins:
             raise NoBlock(f"the state {name} is read outside of its loop")
         pin = self.pins[name]
+        extents = dict(axes)
+        moved = {}
         for a, at in pin.coords:
             if a in env and env[a] is not at:
-                raise NoBlock(f"the state {name} is read at other places along {a} than it is made")
+                if at is not self.whole(a, int(str(extents[a]))):
+                    raise _ElsewhereError(name, a, env[a])
+                moved[self.box(at)] = self._within(env[a], at)
         boxes = {a: e for _, at in pin.coords for a, e in self.boxes(at).items()}
-        return carry(pin.state, dtype, boxes)
+        return reaxis(carry(pin.state, dtype, boxes), moved)
+
+    def _inner(self, at: Node, step: Node) -> bool:
+        """Whether a coordinate is known inside of a loop alone."""
+        outer = {a for own in self.own.values() for a, _ in own.free}
+        return bool(at.carries or step.attr[0] in dict(at.free) or set(at.names) - outer)
+
+    def _within(self, at: Node, box: Node) -> Node:
+        """A coordinate that is inside of a box, also where nothing valid is read."""
+        last = self.tiles[self.box(box)]
+        assert isinstance(last, int)
+        if at.op == "iota" and at.attr[1] == last:
+            return at
+        lo, hi = range_of(at)
+        at = at if lo is not None and lo >= 0 else maximum(at, 0)
+        return at if hi is not None and hi < last else minimum(at, last - 1)
+
+    # ---- scans --------------------------------------------------------------------------------
+
+    def _scanned(self, node: Node, index: int, env: dict[str, Node]) -> Node:
+        """A result of a scan at `env`: of the loop over its steps, of a loop over blocks, or of a
+        box of its whole axis, whichever `env` is at."""
+        _, axis, _, reverse = node.attr
+        at = env[axis]
+        if at.op == "iota" and at.attr[0] in self.steps:
+            return self.at(as_fold(node)[index], env)
+        found = self.serial.get(axis)
+        if found is not None and at is self.own.get(axis) and found.backward == reverse:
+            return get(self._block_scan(node, env, found), len(node.types) + index)
+        taken = {a for x, e in env.items() if x != axis for a, _ in e.free}
+        box = self.whole(axis, int(str(node.types[0].extent(axis))), taken)
+        made = self._box_scan(node, {**env, axis: box}, self.box(box))
+        if box is at:
+            return get(made, index)
+        return reaxis(get(made, index), {self.box(box): self._within(at, box)})
+
+    def _box_scan(self, node: Node, env: Env, name: str) -> Node:
+        """The scan of one box; what is beyond the end of the axis counts as the identity."""
+        monoid, axis, exclusive, reverse = node.attr
+        values = self._filled(node, monoid, env, axis, name)
+        return Node("scan", values, (monoid, name, exclusive, reverse))
+
+    def _block_scan(self, node: Node, env: Env, serial: Serial) -> Node:
+        """The loop over blocks of a scan, stacked: what came before, with the scan of the block."""
+        monoid, axis, *_ = node.attr
+        spec = MONOIDS[monoid]
+        name = self.box(env[axis])
+        inner = self._box_scan(node, env, name)
+        values = self._filled(node, monoid, env, axis, name)
+        whole = Node("reduce", values, (monoid, (name,)))
+        count = range(spec.arity)
+        names = [self._state(monoid) for _ in values]
+        old = tuple(
+            carry(n, t.dtype, {a: e for a, e in t.axes if a in self.tiles})
+            for n, t in zip(names, whole.types)
+        )
+        joined = [tuple(get(x, k) for k in count) for x in (whole, inner)]
+        order = [(p, old) if serial.backward else (old, p) for p in joined]
+        new, outs = (spec.combine(map_, *pair) for pair in order)
+        ids = [const(dtype_limit(i, v.dtype), v.dtype) for i, v in zip(spec.identity, values)]
+        states = {n: (s, y) for n, s, y in zip(names, ids, new)}
+        return fold(serial.loop, [(0, as_node(serial.trips))], states, outs)
 
     def _along(self, start: Node) -> tuple[Node, str, Extent] | None:
         """(s, axis, size) where `start` is s + the coordinate of one tile axis."""
@@ -363,6 +461,16 @@ class Blocks:
         if last.op != "const":
             raise NoBlock(f"nothing tells how long the loop over {axis} is")
         return int(last.attr[0])
+
+
+def _masked(read: Node, tests: Sequence[Node]) -> Node:
+    """The load with tests added to its mask."""
+    dims, masked = read.attr
+    starts = read.src[1 : 1 + len(dims)]
+    mask, fill = read.src[-2:] if masked else (None, const(0, read.dtype))
+    for test in tests:
+        mask = test if mask is None else mask & test
+    return load(read.src[0], starts, dims, mask, fill if mask is not None else None)
 
 
 def _bound(test: Node) -> _Bound | None:

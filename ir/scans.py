@@ -27,11 +27,11 @@ def without_scans(program: Program) -> Program:
 
 def _results(node: Node, folds: dict[Node, tuple[Node, ...]]) -> tuple[Node, ...]:
     if node not in folds:
-        folds[node] = _as_fold(node)
+        folds[node] = as_fold(node)
     return folds[node]
 
 
-def _as_fold(node: Node) -> tuple[Node, ...]:
+def as_fold(node: Node) -> tuple[Node, ...]:
     """The components of a scan; a reverse scan runs over the axis read backwards."""
     monoid, axis, exclusive, reverse = node.attr
     spec = MONOIDS[monoid]

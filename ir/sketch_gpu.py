@@ -14,14 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
-from autosched.ir.blocks import power_of_two
+from autosched.ir.block_axes import power_of_two
+from autosched.ir.elsewhere import moved_states, read_elsewhere
 from autosched.ir.extent import as_node, ext_add, ext_mul, ext_product
 from autosched.ir.node import Extent, Node, Output, Program, walk
 from autosched.ir.ops import kernel_facts
 from autosched.ir.rules import cascade, exp2, inline, skip, tile
 from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.scalar import ITEMSIZE
-from autosched.ir.scans import without_scans
 from autosched.ir.schedule import Knob, Sketch, run_actions
 from autosched.ir.target import Target
 
@@ -95,21 +95,21 @@ def _fits_a_line(program: Program, axis: str) -> bool:
 def _of_program(
     program: Program, prefix: str, head: list[Action], target: Target
 ) -> Iterator[Sketch]:
-    program = without_scans(program)
-    single = list(_with_kept(program, (), prefix, head, target))
+    must = read_elsewhere(program)
+    single = list(_with_kept(program, must, prefix, head, target))
     yield from single
-    for choice in inline.propose(program, target):
-        kept = _apart(program, choice["keep"])
-        # Several launches pay where one would do a contraction again and again, or can't be.
-        if kept and (not single or _repeats(program)):
-            yield from _with_kept(program, kept, f"{prefix}apart.", head, target)
+    kept = _apart(inline.dear(program))
+    # Several launches pay where one would do a contraction again and again, or can't be.
+    if set(kept) - set(must) and (not single or _repeats(program)):
+        yield from _with_kept(program, (*must, *kept), f"{prefix}apart.", head, target)
 
 
 def _with_kept(
-    program: Program, keep: Sequence[int], name: str, head: list[Action], target: Target
+    program: Program, wanted: Sequence[Node], name: str, head: list[Action], target: Target
 ) -> Iterator[Sketch]:
-    found = inline.candidates(program)
-    kept = [n for n in walk(*program.body) if n in {found[k] for k in keep}]
+    number = {n: k for k, n in enumerate(tile.candidates(program))}
+    keep = tuple(sorted({number[n] for n in wanted}))
+    kept = [n for n in walk(*program.body) if n in set(wanted)]
     groups = tile.stages(program, kept)
     ways = [_ways(group, set(kept), n, target) for n, group in enumerate(groups)]
     for k, combo in enumerate(_together(ways)):
@@ -145,14 +145,14 @@ def _longest_first(way: Way, uneven: set[str]) -> Way:
     return Way(((*moved, *kept), *rest), way.knobs)
 
 
-def _apart(program: Program, keep: Sequence[int]) -> tuple[int, ...]:
+def _apart(dear: Sequence[Node]) -> tuple[Node, ...]:
     """Of the values that are dear to repeat, those that hold a contraction: the rest is cheap
-    beside a launch and a round trip through memory."""
-    found = inline.candidates(program)
+    beside a launch and a round trip through memory. What a loop's states make stays in the loop."""
     return tuple(
-        k
-        for k in keep
-        if any(n.op == "reduce" and _product(n) is not None for n in walk(found[k]))
+        n
+        for n in dear
+        if not n.carries
+        and any(x.op == "reduce" and _product(x) is not None for x in walk(n))
     )
 
 
@@ -200,6 +200,9 @@ class _Axes:
     states: set[str] = field(default_factory=set)  # of folds
     steps: set[str] = field(default_factory=set)  # along which folds run
     inside: set[str] = field(default_factory=set)  # reduced in the body of a fold
+    scanned: dict[str, bool] = field(default_factory=dict)  # and whether from the end
+    moved: set[str] = field(default_factory=set)  # states are read at other places along them
+    ragged: set[str] = field(default_factory=set)  # the bounds of a fold vary along them
 
 
 def _axes_of(values: Sequence[Node], stop: set[Node]) -> _Axes:
@@ -210,7 +213,11 @@ def _axes_of(values: Sequence[Node], stop: set[Node]) -> _Axes:
     for node in below:
         if node.op == "fold":
             out.steps.add(node.attr[0])
+            out.moved |= moved_states(node)
+            out.ragged |= {a for b in node.src[: 2 * node.attr[2]] for a in b.names}
             out.states |= {a for t in node.types[: len(node.attr[1])] for a, _ in t.axes}
+        if node.op == "scan":
+            out.scanned[node.attr[1]] = node.attr[3]
         if node.op != "reduce":
             continue
         for s in node.src:
@@ -287,10 +294,13 @@ def _ways(
     ways = []
     for sizes in {tuple(c.items()): c for c in cut}.values():
         knobs: list[Knob] = []
-        plan_axes = [
-            [a, _knob(knobs, f"k{number}.{a}", sizes[a]), *([tile.SERIAL] if a in again else [])]
-            for a in dims
-        ]
+        walked = dict.fromkeys(again, tile.SERIAL)
+        walked |= {a: tile.BACKWARD if back else tile.SERIAL for a, back in axes.scanned.items()}
+        plan_axes: list[list[int | str]] = []
+        for a in dims:
+            size = _knob(knobs, f"k{number}.{a}", sizes[a])
+            serial = a in walked and size not in (0, 1, tile.STEP)
+            plan_axes.append([a, size, *([walked[a]] if serial else [])])
         reduces = [
             [a, _knob(knobs, f"k{number}.sum.{a}", _reduce_sizes(a, e, axes))]
             for a, e in sorted(axes.reduced.items())
@@ -347,6 +357,10 @@ def _matrix_cut(
         extent = extents[axis]
         if axis in axes.steps:
             out[axis] = tile.STEP
+        elif axis in axes.scanned:
+            out[axis] = 0 if extent <= LONG_LINE else _up_to(LINE_BLOCKS, extent)
+        elif axis in axes.ragged:
+            out[axis] = 1
         elif _stays_whole(axis, extent, axes):
             out[axis] = 0
         elif axis in sides and extent > 1 and (blocked or extent >= MIN_DOT):
@@ -358,7 +372,7 @@ def _matrix_cut(
 
 def _stays_whole(axis: str, extent: int, axes: _Axes) -> bool:
     """Whether an axis is read at other places too, or cutting it would repeat a contraction."""
-    if axis in axes.states and axis in axes.inside:
+    if axis in axes.moved or (axis in axes.states and axis in axes.inside):
         return True
     if axis in axes.left:
         return axis in axes.recomputed and extent <= WHOLE
@@ -381,13 +395,17 @@ def _line_cut(dims: Sequence[str], extents: dict[str, int], axes: _Axes) -> dict
         extent = extents[axis]
         if axis in axes.steps:
             out[axis] = tile.STEP
-        elif axis in axes.reduced:
+        elif axis in axes.ragged:
+            out[axis] = 1
+        elif axis in axes.moved:
+            out[axis] = 0
+        elif axis in axes.reduced or axis in axes.scanned:
             out[axis] = 0 if extent <= LONG_LINE else _up_to(LINE_BLOCKS, extent)
         elif axis == dims[-1]:
             out[axis] = _up_to(LINE_BLOCKS, extent)
         else:
             out[axis] = 1
-    rows = [a for a in dims if out[a] == 1 and extents[a] > 1]
+    rows = [a for a in dims if out[a] == 1 and extents[a] > 1 and a not in axes.ragged]
     if rows:
         longest = max(rows, key=lambda a: extents[a])
         out[longest] = _up_to(ROW_BLOCKS, extents[longest])

@@ -155,8 +155,24 @@ def test_refusals() -> None:
     assert code(gemm, keep=[99], plans=[good]) == "NO_SUCH_CANDIDATE"
     assert code(gemm, plans=[good, good]) == "PLANS"
     assert code(gemm, plans=[[[["m", 16]], [], []]]) == "PLANS"
-    delta = [[["b", 1], ["h", 1], ["t", "step"], ["d", 4], ["e", 16]], [], []]
-    assert code(PROGRAMS["delta"], plans=[delta]) == "NO_BLOCK"
+    whole = [[["b", 1], ["h", 1], ["t", 16], ["d", 0], ["e", 16]], [], []]
+    assert code(PROGRAMS["delta"], plans=[whole]) == "NO_BLOCK"  # a loop is read at its steps
+
+
+def means_the_program(program: Program, made: Program | Illegal, seed: int) -> None:
+    assert isinstance(made, Program), made
+    assert not verify(made)
+    inputs = draw(program, seed)
+    for name, value in evaluate(program, inputs).items():
+        gap = np.linalg.norm(evaluate(made, inputs)[name] - value)
+        assert gap <= 1e-14 * np.linalg.norm(value), name
+
+
+def test_states_that_are_read_elsewhere_are_whole() -> None:
+    """Blocks of an axis along which the steps sum the state: the loop makes all of it for each."""
+    plan = [[["b", 1], ["h", 1], ["t", "step"], ["d", 4], ["e", 16]], [], []]
+    program = PROGRAMS["delta"]
+    means_the_program(program, tile.apply(program, act("tile", plans=[plan])), 6)
 
 
 def test_a_scan_becomes_a_loop() -> None:

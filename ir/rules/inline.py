@@ -150,14 +150,19 @@ def propose(program: Program, target: object = None) -> tuple[Action, ...]:
     if program.level != "algebra":
         return ()
     program = without_scans(program)
+    number = {n: k for k, n in enumerate(candidates(program))}
+    return (act("inline", keep=tuple(sorted(number[n] for n in dear(program)))),)
+
+
+def dear(program: Program) -> tuple[Node, ...]:
+    """The candidates that are dear and that a program which keeps none computes repeatedly."""
     cands = candidates(program)
     factor = recomputation(program)
-    number = {n: k for k, n in enumerate(cands)}
     users = _users(program)
-    dear = sorted(
-        {number[_last_map(n, users, number)] for n in cands if factor.get(n, 1) > 1 and is_dear(n)}
-    )
-    return (act("inline", keep=tuple(dear)),)
+    found = {
+        _last_map(n, users, set(cands)) for n in cands if factor.get(n, 1) > 1 and is_dear(n)
+    }
+    return tuple(n for n in cands if n in found)
 
 
 def _users(program: Program) -> dict[Node, list[Node]]:
@@ -168,11 +173,11 @@ def _users(program: Program) -> dict[Node, list[Node]]:
     return users
 
 
-def _last_map(node: Node, users: dict[Node, list[Node]], number: dict[Node, int]) -> Node:
+def _last_map(node: Node, users: dict[Node, list[Node]], cands: set[Node]) -> Node:
     """The last of the maps that alone read a kept value: masked scores, not bare ones."""
     while True:
         readers = users.get(node, [])
-        if len(readers) != 1 or readers[0].op != "map" or readers[0] not in number:
+        if len(readers) != 1 or readers[0].op != "map" or readers[0] not in cands:
             return node
         if readers[0].axes != node.axes:
             return node

@@ -6,11 +6,12 @@
                  acc = fold k.o from 0:  acc + dot k.i (load x[m.o*BM :: BM, k.o*BK :: BK],
                                                         load w[k.o*BK :: BK, n.o*BN :: BN])
                  store y[m.o*BM :: BM, n.o*BN :: BN] = gelu(acc)    mask m < M, n < N
-    args:    keep, numbers of values (see `inline.candidates`) that get a kernel and a buffer;
-             plans, one a kernel, kept values first, then the outputs: (axes, reduces, facts) with
+    args:    keep, numbers of values (see `candidates`) that get a kernel and a buffer;
+             plans, one a kernel (see `stages`), kept values first: (axes, reduces, facts) with
              axes (axis, size) outermost first, size 1 for a point of the grid, 0 for the whole
              axis in the box, "step" for the axis of a fold whose results are stacked; and
-             (axis, size, "serial") for blocks that one program stores one after the other, and
+             (axis, size, "serial") for blocks that one program stores one after the other,
+             (axis, size, "backward") for the same from the last block to the first, and
              (axis, size, "reverse") for a grid whose last block comes first;
              reduces (axis, size) with 0 for the whole; facts (name, number) of the launch;
              narrow, precision: how dots multiply (see `products.DotTypes`).
@@ -26,19 +27,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from autosched.ir.blocks import Blocks, NoBlock
-from autosched.ir.expand import Home
+from autosched.ir.blocks import Blocks, NoBlock, Serial
+from autosched.ir.elsewhere import loop_of, loop_results
+from autosched.ir.expand import Home, fresh
 from autosched.ir.extent import as_node, ext_cdiv, simplify
 from autosched.ir.fuse import merged_folds
 from autosched.ir.node import Extent, Node, Output, Program, replace_nodes, walk
 from autosched.ir.ops import Dim, buffer, forall, iota, kernel, knob, store
 from autosched.ir.products import DotTypes
+from autosched.ir.rules import inline
 from autosched.ir.rules.action import Action, Illegal
-from autosched.ir.rules.inline import candidates
-from autosched.ir.scans import without_scans
 
 STEP = "step"
-SERIAL, REVERSE = "serial", "reverse"
+SERIAL, BACKWARD, REVERSE = "serial", "backward", "reverse"
+SCRATCH = "t"
+Group: TypeAlias = "list[tuple[Output, Node]]"  # what one kernel stores
 Plan: TypeAlias = (
     "tuple[tuple[tuple[str, Extent | str, str], ...], dict[str, Extent], dict[str, Extent]]"
 )
@@ -47,7 +50,6 @@ Plan: TypeAlias = (
 def apply(program: Program, action: Action) -> Program | Illegal:
     if program.level != "algebra":
         return Illegal("NOT_ALGEBRA", "tile starts from an algebra program")
-    program = without_scans(program)
     keep = tuple(action.get("keep", ()))
     found = candidates(program)
     if any(k >= len(found) for k in keep):
@@ -59,58 +61,107 @@ def apply(program: Program, action: Action) -> Program | Illegal:
         return Illegal("PLANS", f"{len(groups)} kernels want as many plans, not {len(plans)}")
     types = DotTypes(action.get("narrow", True), action.get("precision", ""))
     homes: dict[Node, Home] = {}
+    outputs = set(program.outputs)
     kernels = []
     try:
         for group, plan in zip(groups, plans):
             wrong = _misfit(group, plan)
             if wrong:
                 return Illegal("PLANS", wrong)
-            kernels.append(_kernel(group, plan, homes, types))
-            for out, value in group:
-                if value in kept:
-                    home = "scratch" if out.name.startswith(SCRATCH) else "output"
-                    handle = buffer(out.name, out.extents, out.dtype, home)
-                    homes[value] = Home(handle, out.dims)
+            handles = {
+                o.name: buffer(o.name, o.extents, o.dtype, "output" if o in outputs else "scratch")
+                for o, _ in group
+            }
+            kernels.append(_kernel(group, plan, homes, handles, types))
+            homes |= {
+                value: Home(handles[out.name], out.dims)
+                for out, value in group
+                if value in kept or _loops_of(value)
+            }
     except NoBlock as reason:
         return Illegal("NO_BLOCK", str(reason))
     return Program("tile", program.inputs, program.outputs, tuple(kernels))
 
 
-SCRATCH = "t"
+def candidates(program: Program) -> tuple[Node, ...]:
+    """The values that may get a kernel: those of `inline`, and whatever loops result in."""
+    known = inline.candidates(program)
+    return (*known, *(n for n in loop_results(program) if n not in set(known)))
 
 
-def stages(program: Program, kept: Sequence[Node]) -> list[list[tuple[Output, Node]]]:
-    """What each kernel stores: kept values first, then the outputs that have the same axes."""
-    out: list[list[tuple[Output, Node]]] = []
+def stages(program: Program, kept: Sequence[Node]) -> list[Group]:
+    """What each kernel stores: kept values first, those of one loop together; then the outputs
+    that have the same axes."""
     order = _axis_order(program)
-    for n, value in enumerate(kept):
-        dims = tuple(sorted(value.names, key=lambda a: order.get(a, len(order))))
-        extents = tuple(value.extent(a) for a in dims)
-        out.append([(Output(f"{SCRATCH}{n}", dims, value.dtype, extents), value)])
-    last: dict[frozenset[str], list[tuple[Output, Node]]] = {}
+    taken = {o.name for o in program.outputs} | {str(n.attr[0]) for n in program.inputs}
+    first: dict[object, Group] = {}
+    for value in kept:
+        given = [(o, v) for o, v in zip(program.outputs, program.body) if v is value]
+        if not given:
+            dims = tuple(sorted(value.names, key=lambda a: order.get(a, len(order))))
+            name = fresh(f"{SCRATCH}{len(first)}", taken)
+            taken.add(name)
+            extents = tuple(value.extent(a) for a in dims)
+            given = [(Output(name, dims, value.dtype, extents), value)]
+        loop = loop_of(value)
+        key = value if loop is None else (loop, frozenset(value.names))
+        first.setdefault(key, []).extend(given)
+    last: dict[frozenset[str], Group] = {}
     for o, value in zip(program.outputs, program.body):
-        last.setdefault(frozenset(o.dims), []).append((o, value))
+        if value not in set(kept):
+            last.setdefault(frozenset(o.dims), []).append((o, value))
     groups = sorted(last.values(), key=lambda g: -len(g[0][0].dims))
-    whole: list[list[tuple[Output, Node]]] = []
+    whole: list[Group] = []
     for group in groups:
         # An output over fewer axes is stored by the kernel that makes it on the way.
-        host = next((w for w in whole if _made_inside(group, w)), None)
+        host = next((w for w in whole if _made_inside(group, w, set(kept))), None)
         if host is None:
             whole.append(group)
         else:
             host.extend(group)
-    return out + whole
+    return [*first.values(), *_makers_first(whole)]
 
 
-def _made_inside(group: Sequence[tuple[Output, Node]], host: Sequence[tuple[Output, Node]]) -> bool:
-    """Whether the host's values are computed from the group's, or by the same loop."""
+def _made_inside(group: Group, host: Group, kept: set[Node]) -> bool:
+    """Whether the host's values are computed from the group's, or by the same loop, and what
+    lacks an axis of the others takes all of it."""
+    axes = {a for o, _ in (*group, *host) for a in o.dims}
+    if any(axes - {*o.dims} - _bound_axes(v, kept) for o, v in (*group, *host)):
+        return False
     below = set(walk(*(v for _, v in host)))
     sources = {s for _, v in group for s in _loops_of(v)}
     return all(v in below or (sources and sources <= below) for _, v in group)
 
 
+def _makers_first(groups: Sequence[Group]) -> list[Group]:
+    """The groups in an order in which those that others are computed from come first."""
+    left, out = list(groups), []
+    while left:
+        below = {id(g): set(walk(*(s for _, v in g for s in v.src))) for g in left}
+        ready = [
+            g for g in left
+            if not any(v in below[id(g)] for other in left if other is not g for _, v in other)
+        ]  # fmt: skip
+        out.append((ready or left)[0])
+        left.remove(out[-1])
+    return out
+
+
 def _loops_of(value: Node) -> set[Node]:
-    return {n for n in walk(value) if n.op in ("reduce", "fold")}
+    return {n for n in walk(value) if n.op in ("reduce", "fold", "scan")}
+
+
+def _bound_axes(value: Node, kept: set[Node]) -> set[str]:
+    """The axes that loops below a value run over."""
+    seen: set[Node] = set()
+    todo = [value]
+    while todo:
+        node = todo.pop()
+        if node not in seen and (node is value or node not in kept):
+            seen.add(node)
+            todo.extend(node.src)
+    reduces = {a for n in seen if n.op == "reduce" for a in n.attr[1]}
+    return reduces | {n.attr[0] for n in seen if n.op == "fold"}
 
 
 def _axis_order(program: Program) -> dict[str, int]:
@@ -139,7 +190,7 @@ def _size(value: object) -> Extent:
     return knob(value[1:]) if isinstance(value, str) else int(str(value))
 
 
-def _misfit(group: Sequence[tuple[Output, Node]], plan: Plan) -> str:
+def _misfit(group: Group, plan: Plan) -> str:
     wanted = {a for o, _ in group for a in o.dims}
     given = [a for a, _, _ in plan[0]]
     if sorted(given) != sorted(wanted):
@@ -148,7 +199,11 @@ def _misfit(group: Sequence[tuple[Output, Node]], plan: Plan) -> str:
 
 
 def _kernel(
-    group: Sequence[tuple[Output, Node]], plan: Plan, homes: Mapping[Node, Home], types: DotTypes
+    group: Group,
+    plan: Plan,
+    homes: Mapping[Node, Home],
+    handles: Mapping[str, Node],
+    types: DotTypes,
 ) -> Node:
     axes, reduces, facts = plan
     blocks = Blocks(reduces, homes, types)
@@ -163,6 +218,7 @@ def _kernel(
             name = blocks.name(f"{axis}.s", axis, extent)
             blocks.own[axis] = iota(name, extent)
             steps[axis] = (name, extent)
+            blocks.steps.add(name)
         elif size == 1:
             name = blocks.name(axis, axis, extent, 1)
             blocks.own[axis] = iota(name, extent)
@@ -172,15 +228,17 @@ def _kernel(
         else:
             assert not isinstance(size, str)
             outer, blocks.own[axis] = blocks.blocked(
-                axis, extent, size, "store", reverse=how == REVERSE
+                axis, extent, size, "store", reverse=how in (REVERSE, BACKWARD)
             )
-            if how == SERIAL:
-                steps[axis] = (outer, ext_cdiv(extent, size))
+            trips = ext_cdiv(extent, size)
+            if how in (SERIAL, BACKWARD):
+                steps[axis] = (outer, trips)
+                blocks.serial[axis] = Serial(outer, trips, how == BACKWARD)
             else:
-                grid.append((outer, ext_cdiv(extent, size)))
+                grid.append((outer, trips))
     values = [blocks.at(v, {a: blocks.own[a] for a in v.names}) for _, v in group]
     values = merged_folds(values)
-    body = [_stored(o, v, blocks, steps) for (o, _), v in zip(group, values)]
+    body = [_stored(o, handles[o.name], v, blocks, steps) for (o, _), v in zip(group, values)]
     persistent = "persistent" if facts.get("persistent") else "grid"
     for name, trips in reversed(grid):
         body = [forall(name, 0, as_node(trips), persistent, body)]
@@ -188,11 +246,13 @@ def _kernel(
 
 
 def _stored(
-    out: Output, value: Node, blocks: Blocks, steps: Mapping[str, tuple[str, Extent]]
+    out: Output,
+    handle: Node,
+    value: Node,
+    blocks: Blocks,
+    steps: Mapping[str, tuple[str, Extent]],
 ) -> Node:
     """The store of a box, in the loop over the steps of a fold where it is a stacked result."""
-    home = "scratch" if out.name.startswith(SCRATCH) else "output"
-    handle = buffer(out.name, out.extents, out.dtype, home)
     starts: list[Node] = []
     dims: list[Dim | None] = []
     for axis in out.dims:
@@ -210,5 +270,13 @@ def _stored(
     for axis in out.dims:
         if axis in steps:
             name, extent = steps[axis]
-            stmt = forall(name, 0, as_node(extent), "serial", [stmt])
+            stmt = forall(name, *_interval(value, name, extent), "serial", [stmt])
     return stmt
+
+
+def _interval(value: Node, loop: str, extent: Extent) -> tuple[Node | int, Node]:
+    """The steps at which a stacked value exists: those of its fold."""
+    stacks = {n for n in walk(value) if n.op == "fold" and n.attr[0] == loop and n.attr[3]}
+    found = {n.src[:2] for n in stacks if n.attr[2] == 1}
+    ((lo, hi),) = found if len(found) == 1 else ((as_node(0), as_node(extent)),)
+    return lo, hi
