@@ -49,13 +49,18 @@ def import_records(store: Store, path: Path | str) -> int:
 
     Raises: StoreError that names the file, the line and the fault.
     """
+    records, workloads = read_records(path)
+    return store.add(records, workloads)
+
+
+def read_records(path: Path | str) -> tuple[list[Record], dict[str, str]]:
+    """The records of a file, and the text of each workload by its key. Raises: StoreError."""
     source = Path(path)
     read = _form(source)[1]
     try:
-        records, workloads = read(source)
+        return read(source)
     except OSError as error:
         raise StoreError(f"cannot read {source}: {error.strerror or error}") from error
-    return store.add(records, workloads)
 
 
 def _write_lines(path: Path, records: Iterable[Record], workloads: Mapping[str, str]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from autosched.codegen.jobs import Failed, Job, Outcome, Stage
 from autosched.codegen.measure import Timing
 from autosched.codegen.reference import write_program
+from autosched.codegen.triton_spec import TritonModule
 from autosched.codegen.workers import Ticket, WorkerPool
 from autosched.ir.node import Program
 from autosched.ir.record import Status
@@ -34,6 +35,7 @@ class GpuJobs:
 
     plan: str = "autosched.tools.gpu_plan:plan"
     build: str = "autosched.codegen.triton_jobs:build_schedule"
+    build_module: str = "autosched.codegen.triton_jobs:build_module"
     warm_up: str = "autosched.codegen.gpu_jobs:warm_up"
     prepare: str = "autosched.codegen.gpu_jobs:prepare"
     measure: str = "autosched.codegen.gpu_jobs:measure"
@@ -214,6 +216,14 @@ class GpuLab:
         """Attempts as they are built: OK and with an entry, or how they failed."""
         for ticket in self._builders.as_completed(tickets):
             yield _built(tickets[ticket], ticket.result())
+
+    def build_module(self, module: TritonModule, target: str) -> GpuAttempt:
+        """Builds a module that is there already."""
+        kwargs = {"module": module.to_json(), "target": target,
+                  "cache": str(self.folder / "builds")}  # fmt: skip
+        return _built(Candidate({}), self._builders.run(Job(
+            self.jobs.build_module, kwargs, Stage.BUILD
+        )))  # fmt: skip
 
     def prepare(self, name: str) -> Outcome:
         """Makes inputs and reference on the device."""
