@@ -18,14 +18,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autosched.codegen.jobs import Failed
 from autosched.codegen.reference import write_program
 from autosched.codegen.triton_spec import Launch, Tensor, TritonModule
 from autosched.datasets.exchange import read_records
+from autosched.datasets.place import StoreError
 from autosched.ir.define import algebra
 from autosched.ir.ops import input_
 from autosched.ir.record import Record, Status
 from autosched.ir.text import parse
-from autosched.tools.gpu_lab import Candidate, GpuAttempt, GpuLab, Setup
+from autosched.tools.gpu_lab import Candidate, GpuAttempt, GpuLab, Setup, reason
 
 STRAY = '''"""Stores far beyond its output, on purpose."""
 
@@ -102,10 +104,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--best", type=int, default=1, help="right schedules of each program")
     parser.add_argument("--times", type=int, default=20, help="runs of each schedule")
     options = parser.parse_args(argv)
-    records, texts = read_records(options.log)
+    try:
+        records, texts = read_records(options.log)
+    except StoreError as error:
+        print(error, file=sys.stderr)
+        return 2
     chosen = list(choose(records, options.best))
     bad = 0
     with tempfile.TemporaryDirectory() as folder, GpuLab(Path(folder), Setup("sm_90")) as lab:
+        assert lab.measurer is not None
+        device = lab.measurer.device()
+        if isinstance(device, Failed):
+            print(f"no GPU can be used here: {reason(device).splitlines()[0]}", file=sys.stderr)
+            return 2
         said, seconds = recovery(lab)
         print(f"stray store: {said.splitlines()[0][:120]}; next process after {seconds:.2f} s")
         for number, item in enumerate(chosen):
