@@ -10,7 +10,8 @@ from autosched.tools.gpu_lab import Candidate, GpuAttempt
 def record(workload: str, knob: int, status: Status, us: float | None) -> Record:
     return Record.of(
         workload=workload, target="gpu/sm_90/x/", status=status, latency_us=us,
-        schedule={"sketch": "0", "actions": [], "knobs": {"m": knob}}, spread_us=None, error=None if us else "why",
+        schedule={"sketch": "0", "actions": [], "knobs": {"m": knob}}, spread_us=None,
+        error=None if us else "why",
         toolchain="t", device="d", threads=1, checked="none", extra={"program": workload},
     )  # fmt: skip
 
