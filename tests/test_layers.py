@@ -45,12 +45,16 @@ OWNERS: dict[str, set[str]] = {
     "torch": {
         "ir/frontend/torch.py", "codegen/runtime/torch_op.py", "tools/export_examples.py",
         "tools/peers.py", "tools/gpu_peers.py", "codegen/runtime/launch.py", "codegen/cubin.py",
+        "codegen/runtime/gpu.py",
         "codegen/gpu_check.py", "codegen/gpu_jobs.py", "codegen/gpu_task.py",
         "codegen/gpu_timing.py", "codegen/torch_arrays.py", "codegen/torch_gather.py",
-        "codegen/torch_types.py",
+        "codegen/torch_types.py", "tools/triton_interpreter.py", "tools/triton_mended.py",
     },
     "iree": {"ir/mlir.py"},
-    "triton": {"codegen/triton_build.py", "codegen/runtime/launch.py"},
+    "triton": {
+        "codegen/triton_build.py", "codegen/runtime/gpu.py", "codegen/runtime/launch.py",
+        "tools/triton_interpreter.py", "tools/triton_mended.py",
+    },
     "ml_dtypes": {"ir/arrays.py", "codegen/runtime/arrays.py", "tools/verify.py"},
 }
 # Heavy or optional: these may be imported where they are needed, inside a function.

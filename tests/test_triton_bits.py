@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import triton_programs as programs
-from triton_run import Interpreter
 
 from autosched.codegen.triton import Header, emit
 from autosched.codegen.triton_spec import TritonModule
@@ -15,6 +14,7 @@ from autosched.ir.interp import evaluate
 from autosched.ir.node import Node, Program
 from autosched.ir.ops import bitcast, input_, load, map_, store
 from autosched.ir.scalar import INTS, reinterpret
+from autosched.tools.triton_interpreter import Interpreter
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import triton_programs as programs
 from tile_programs import attention_tile, delta_tile
-from triton_run import Interpreter
 
 from autosched.codegen.triton import Header, emit
 from autosched.codegen.triton_spec import TritonModule
@@ -17,6 +16,7 @@ from autosched.ir.extent import subst
 from autosched.ir.interp import evaluate
 from autosched.ir.node import Program
 from autosched.ir.scalar import FLOATS, round_to_grid
+from autosched.tools.triton_interpreter import Interpreter
 
 Array = np.ndarray[Any, Any]
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import triton_programs as programs
-from triton_run import Interpreter
 
 from autosched.codegen.triton import Header, emit
 from autosched.codegen.triton_scalars import SCALAR_ROWS
@@ -19,6 +18,7 @@ from autosched.ir.node import Node, Program
 from autosched.ir.ops import const, input_, load, map_, store
 from autosched.ir.scalar import FLOATS, INTS, SCALARS, round_to_grid
 from autosched.ir.spec import _OPERANDS
+from autosched.tools.triton_interpreter import Interpreter
 
 Array = np.ndarray[Any, Any]
 SIZE = 64

@@ -11,7 +11,6 @@ import numpy as np
 import programs
 import pytest
 from tile_programs import delta_algebra
-from triton_run import Interpreter
 
 from autosched.codegen.triton import Header, emit
 from autosched.codegen.triton_spec import TritonModule
@@ -20,6 +19,7 @@ from autosched.ir.node import Program
 from autosched.ir.schedule import replay
 from autosched.ir.sketch_gpu import gpu_sketches
 from autosched.ir.target import parse_target
+from autosched.tools.triton_interpreter import Interpreter
 
 DRAWS = 25  # schedules of each program
 DEFINITIONS = {

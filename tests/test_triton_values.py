@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import triton_programs as programs
-from triton_run import Interpreter
 
 from autosched.codegen.triton import Header, emit
 from autosched.codegen.triton_spec import TritonModule
@@ -46,6 +45,7 @@ from autosched.ir.ops import (
 )
 from autosched.ir.rules.action import Illegal
 from autosched.ir.scalar import FLOATS
+from autosched.tools.triton_interpreter import Interpreter
 
 Array = np.ndarray[Any, Any]
 F32 = "float32"

@@ -6,6 +6,8 @@ compilers. What it cannot run is a value with a reason, never an exception.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +17,17 @@ from typing import Protocol
 import numpy as np
 
 from autosched.codegen.build import BuiltKernel, Request, compile_kernels
-from autosched.codegen.jobs import JobFailure
+from autosched.codegen.jobs import Failed, JobFailure
 from autosched.codegen.measure_jobs import bind, run_guarded
+from autosched.codegen.runtime.arrays import STORAGE, from_bfloat16, to_bfloat16
 from autosched.codegen.task_files import TaskData
+from autosched.codegen.triton import Header, emit
+from autosched.codegen.triton_spec import TritonModule
 from autosched.ir.node import Program
 from autosched.ir.rules.action import Illegal
-from autosched.ir.schedule import Schedule
-from autosched.ir.target import Target, host_target
+from autosched.ir.schedule import Schedule, replay
+from autosched.ir.target import Target, host_target, parse_target
+from autosched.tools.triton_interpreter import Interpreter
 
 Arrays = Mapping[str, np.ndarray]
 THREADS = 2
@@ -54,10 +60,16 @@ Result = Arrays | Refused | Broken  # outputs in storage types, by name
 
 
 class Backend(Protocol):
-    """`target`: what it schedules for; `run`: a Result for each trial, in order."""
+    """`target`: what it schedules for; `narrow`: whether products of computed values are rounded
+    to the type of the stored ones; `run`: a Result for each trial, in order."""
 
     name: str
     target: Target
+    narrow: bool
+
+    def quick(self, program: Program, schedule: Schedule) -> bool:
+        """Whether the schedule's kernels can be run here in reasonable time."""
+        ...
 
     def run(self, trials: Sequence[Trial]) -> list[Result]: ...
 
@@ -78,10 +90,13 @@ _REFUSALS = frozenset(("PACK",))
 class Tvm:
     """Kernels of one library, run in this process between guard bytes and on poisoned outputs."""
 
-    name = "tvm"
+    name, narrow = "tvm", False
 
     def __init__(self) -> None:
         self.target = host_target()
+
+    def quick(self, program: Program, schedule: Schedule) -> bool:
+        return True
 
     def run(self, trials: Sequence[Trial]) -> list[Result]:
         requests = [Request(t.program, t.schedule, f"k{n}") for n, t in enumerate(trials)]
@@ -120,4 +135,60 @@ class Tvm:
         return bound.outputs
 
 
-BACKENDS: Mapping[str, Callable[[], Backend]] = {"tvm": Tvm}
+# ---- Triton on no GPU ---------------------------------------------------------------------------
+
+MOST_PROGRAMS = 1000  # of all launches of a module: the interpreter runs one after the other
+
+
+class Triton:
+    """Modules for sm_90, run by Triton's interpreter in one process that lives on between calls."""
+
+    name, narrow = "triton", True
+
+    def __init__(self) -> None:
+        self.target = parse_target("sm_90")
+
+    def quick(self, program: Program, schedule: Schedule) -> bool:
+        """What is not legal is as quick as can be."""
+        made = _module(program, schedule)
+        if isinstance(made, Illegal):
+            return True
+        return sum(launch.programs for launch in made.launches) <= MOST_PROGRAMS
+
+    def run(self, trials: Sequence[Trial]) -> list[Result]:
+        return [self._ran(t) for t in trials]
+
+    @staticmethod
+    def _ran(trial: Trial) -> Result:
+        made = _module(trial.program, trial.schedule)
+        if isinstance(made, Illegal):
+            return Refused(f"{made.code}: {made.why}")
+        halves = {n.attr[0] for n in trial.program.inputs if n.dtype == "bfloat16"}
+        given = {n: from_bfloat16(a) if n in halves else a for n, a in trial.inputs.items()}
+        got = _interpreter().run(made, given)
+        if isinstance(got, Failed):
+            return Broken(f"{got.status.value}: {got.reason.strip()}")
+        return {o.name: _stored(got[o.name], o.dtype) for o in trial.program.outputs}
+
+
+@functools.lru_cache(maxsize=256)
+def _module(program: Program, schedule: Schedule) -> TritonModule | Illegal:
+    tile = replay(program, schedule)
+    return tile if isinstance(tile, Illegal) else emit(tile, Header("A kernel of a random program"))
+
+
+@functools.cache
+def _interpreter() -> Interpreter:
+    """One for this process: to start it takes longer than most modules."""
+    made = Interpreter()
+    atexit.register(made.close)
+    return made
+
+
+def _stored(numbers: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "bfloat16":
+        return to_bfloat16(numbers.astype(np.float32))
+    return numbers.astype(STORAGE[dtype])
+
+
+BACKENDS: Mapping[str, Callable[[], Backend]] = {"tvm": Tvm, "triton": Triton}

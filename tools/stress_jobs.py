@@ -25,17 +25,19 @@ from autosched.ir.interp import InterpError, evaluate
 from autosched.ir.node import Node, Program, walk
 from autosched.ir.ops import cast, iota
 from autosched.ir.partition import partition
+from autosched.ir.products import NARROW
 from autosched.ir.rules import cascade
 from autosched.ir.rules.action import act
 from autosched.ir.schedule import Schedule, Sketch
 from autosched.ir.sketches import sketches
 from autosched.ir.target import Target
 from autosched.ir.text import parse, to_text
-from autosched.tools.backends import Broken, Refused, Result, Trial, backend
+from autosched.tools.backends import Backend, Broken, Refused, Result, Trial, backend
 from autosched.tools.random_programs import random_program
 
 BLOCKS = (3, 16)  # of single passes; most axes are no multiple of either
 ROWS = 20_000  # of a sketch's table from which schedules are drawn
+REDRAWS = 6  # of a schedule that was drawn before, or takes too long
 # How rounding errors may exceed what a few draws of them show, and how many are drawn.
 SAFETY, DRAWS = 8.0, 4
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -91,7 +93,7 @@ def check(name: str, programs: Sequence[Program], schedules: int, seeds: Sequenc
             except InterpError:
                 continue  # it reads out of range whatever it is given
             try:
-                chosen = [*drawn(form.program, on.target, schedules, rng)]
+                chosen = [*drawn(form.program, on, schedules, rng)]
             except Exception as error:  # a finding like any other
                 findings.append(_finding(seed, form, None, _raised(error)))
                 continue
@@ -101,7 +103,7 @@ def check(name: str, programs: Sequence[Program], schedules: int, seeds: Sequenc
             wanted += [(seed, form, data)] * len(chosen)
     results = on.run(trials)
     for trial, result, (seed, form, data) in zip(trials, results, wanted, strict=True):
-        why = problem(form.meaning, data, result)
+        why = problem(form.meaning, data, result, on.narrow)
         if why:
             findings.append(_finding(seed, form, trial.schedule, why))
     refused = sum(isinstance(r, Refused) for r in results)
@@ -160,19 +162,21 @@ def graph_of(program: Program) -> ModelGraph:
 
 
 def drawn(
-    program: Program, target: Target, count: int, rng: np.random.Generator
+    program: Program, on: Backend, count: int, rng: np.random.Generator
 ) -> Iterator[Schedule]:
-    """Up to `count` different schedules, each of any sketch that has one."""
-    found = sketches(program, target)
+    """Up to `count` different schedules that are quick to run, each of any sketch that has one."""
+    found = sketches(program, on.target)
     tables = [s.table(limit=ROWS) for s in found]
     whole = [(s, t) for s, t in zip(found, tables) if len(next(iter(t.values())))]
     seen: set[str] = set()
     order = [int(n) for n in rng.permutation(len(whole))]
     for n in range(count if whole else 0):
-        schedule = _row(*whole[order[n % len(order)]], rng)
-        if schedule.text not in seen:
-            seen.add(schedule.text)
-            yield schedule
+        for _ in range(REDRAWS):
+            schedule = _row(*whole[order[n % len(order)]], rng)
+            if schedule.text not in seen and on.quick(program, schedule):
+                seen.add(schedule.text)
+                yield schedule
+                break
 
 
 def _row(sketch: Sketch, table: Mapping[str, np.ndarray], rng: np.random.Generator) -> Schedule:
@@ -183,8 +187,9 @@ def _row(sketch: Sketch, table: Mapping[str, np.ndarray], rng: np.random.Generat
 # ---- comparing ---------------------------------------------------------------------------------
 
 
-def problem(meaning: Program, data: TaskData, result: Result) -> str:
-    """What is wrong with a result; "" where nothing is, or nothing was run."""
+def problem(meaning: Program, data: TaskData, result: Result, narrow: bool = False) -> str:
+    """What is wrong with a result; "" where nothing is, or nothing was run. narrow: operands of
+    sums of products may have been rounded to the type of what is stored."""
     if isinstance(result, Refused):
         return ""
     if isinstance(result, Broken):
@@ -195,24 +200,35 @@ def problem(meaning: Program, data: TaskData, result: Result) -> str:
         want = np.asarray(data.outputs[out.name]).reshape(got.shape)
         bound = data.bounds.get(out.name)
         found = compare(got, want, bound)
-        if not found.ok and not _explained(meaning, data, out.name, got, want, found.bound):
+        if found.ok:
+            continue
+        unit = _narrow_unit(meaning) if narrow else 0.0
+        if not _explained(meaning, data, out.name, got, want, found.bound, unit):
             return f"{out.name}: {found.reason}"
     return ""
 
 
+def _narrow_unit(program: Program) -> float:
+    """The unit of the coarsest type that an operand of a product may be rounded to."""
+    stored = {n.dtype for n in program.inputs} & set(NARROW)
+    return max((UNIT[d] for d in stored if d in UNIT), default=0.0)
+
+
 def _explained(
-    meaning: Program, data: TaskData, name: str, got: np.ndarray, want: np.ndarray, bound: float
-) -> bool:
+    meaning: Program, data: TaskData, name: str, got: np.ndarray, want: np.ndarray, bound: float,
+    unit: float,
+) -> bool:  # fmt: skip
     """Whether rounding of the values on the way explains how far a result is off.
 
     The definition is evaluated again with every value off by a unit of its type, a few times; a
-    result may be off by some of what that makes of it, besides the bound of its type.
+    result may be off by some of what that makes of it, besides the bound of its type. unit: of
+    what is summed, where that is rounded to less than its type.
     """
     if bound == 0.0 or not np.array_equal(np.isnan(got), np.isnan(want)):
         return False
     spread = np.zeros(want.shape)
     for draw in range(DRAWS):
-        moved = perturbed(meaning, np.random.default_rng(draw))
+        moved = perturbed(meaning, np.random.default_rng(draw), unit)
         with np.errstate(all="ignore"):
             other = np.asarray(evaluate(moved, _numbers(meaning, data))[name]).reshape(want.shape)
             spread = np.fmax(spread, np.abs(other - want))
@@ -230,26 +246,26 @@ def _explained(
     return bool((near | same | ~np.isfinite(spread)).all()) and whole <= allowed
 
 
-def perturbed(program: Program, rng: np.random.Generator) -> Program:
+def perturbed(program: Program, rng: np.random.Generator, unit: float = 0.0) -> Program:
     """The program with every value that is computed off by a unit of its type, up or down; what
-    is summed by the root of its number, each element another way."""
+    is summed by the root of its number, or by `unit`, each element another way."""
     memo: dict[Node, Node] = {}
     for node in walk(*program.body):
         src = tuple(memo[s] for s in node.src)
         if node.op in ("reduce", "scan"):
             axes = node.attr[1] if node.op == "reduce" else (node.attr[1],)
-            src = tuple(_off(s, axes, rng) for s in src)
+            src = tuple(_off(s, axes, rng, unit) for s in src)
         new = node if src == node.src else Node(node.op, src, node.attr)
         memo[node] = _off(new, (), rng) if node.op in ("map", "reduce", "scan") else new
     return replace(program, body=tuple(memo[b] for b in program.body))
 
 
-def _off(value: Node, axes: Sequence[str], rng: np.random.Generator) -> Node:
+def _off(value: Node, axes: Sequence[str], rng: np.random.Generator, unit: float = 0.0) -> Node:
     """A value off by a unit, or by more along axes: by a pattern of some period."""
     if len(value.types) != 1 or value.dtype not in UNIT:
         return value
     sizes = {a: int(str(e)) for a, e in value.axes if a in axes}
-    off = UNIT[value.dtype] * math.sqrt(max(math.prod(sizes.values()), 1))
+    off = max(UNIT[value.dtype] * math.sqrt(max(math.prod(sizes.values()), 1)), unit)
     shape: Node | float = float(rng.choice([-1, 1]))
     for axis, extent in sizes.items():
         at = iota(axis, extent) * int(rng.integers(1, 7)) + int(rng.integers(7))
