@@ -16,6 +16,9 @@ from autosched.ir.target import Target
 LAUNCH_US = 5.0
 BLOCK_ROWS = 64  # rows of the common axes that share one pass over the other operands
 SCRATCH_ROWS = 16  # rows of a block whose intermediate values must fit the L2 cache
+# Rows of the common axes for each core. A multiprocessor shares one row out to all its lanes, and a
+# launch costs more than idle ones: there a quarter of them suffices.
+ROWS_PER_CORE = {"cpu": 4.0, "gpu": 0.25}
 SMALL_WORK = 65536.0  # weighted operations below which one core is as good as all
 # Bandwidth of each cache, in multiples of the memory's: estimates for server cores.
 L2_SPEED, L3_SPEED = 12.0, 4.0
@@ -64,7 +67,7 @@ def keeps_cores_busy(members: Sequence[Stage], common: Sequence[AxisOf], target:
     """Whether the common axes give every core some blocks, or the work is too small to share."""
     if sum(s.cost for s in members) <= SMALL_WORK:
         return True
-    return common_volume(members, common) >= 4 * target.cores
+    return common_volume(members, common) >= ROWS_PER_CORE[target.kind] * target.cores
 
 
 def scratch_bytes(members: Sequence[Stage], common: Sequence[AxisOf]) -> float:
