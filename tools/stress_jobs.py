@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -37,9 +37,10 @@ from autosched.tools.random_programs import random_program
 
 BLOCKS = (3, 16)  # of single passes; most axes are no multiple of either
 ROWS = 20_000  # of a sketch's table from which schedules are drawn
-REDRAWS = 6  # of a schedule that was drawn before, or takes too long
+REDRAWS = 12  # of a schedule that was drawn before, or takes too long
 # How rounding errors may exceed what a few draws of them show, and how many are drawn.
 SAFETY, DRAWS = 8.0, 4
+Space: TypeAlias = tuple[tuple[Sketch, Mapping[str, np.ndarray]], ...]
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
@@ -93,11 +94,12 @@ def check(name: str, programs: Sequence[Program], schedules: int, seeds: Sequenc
             except InterpError:
                 continue  # it reads out of range whatever it is given
             try:
-                chosen = [*drawn(form.program, on, schedules, rng)]
+                space = tables(form.program, on.target)
+                chosen = [*drawn(form.program, space, on, schedules, rng)]
             except Exception as error:  # a finding like any other
                 findings.append(_finding(seed, form, None, _raised(error)))
                 continue
-            if not chosen:
+            if not space:
                 findings.append(_finding(seed, form, None, "no legal schedule"))
             trials += [Trial(form.program, s, data.inputs) for s in chosen]
             wanted += [(seed, form, data)] * len(chosen)
@@ -161,18 +163,21 @@ def graph_of(program: Program) -> ModelGraph:
     return ModelGraph(inputs, tuple(values), (), weights, Coverage(0, 0))
 
 
+def tables(program: Program, target: Target) -> Space:
+    """The sketches that have legal schedules, each with its table."""
+    found = [(s, s.table(limit=ROWS)) for s in sketches(program, target)]
+    return tuple((s, t) for s, t in found if len(next(iter(t.values()))))
+
+
 def drawn(
-    program: Program, on: Backend, count: int, rng: np.random.Generator
+    program: Program, space: Space, on: Backend, count: int, rng: np.random.Generator
 ) -> Iterator[Schedule]:
-    """Up to `count` different schedules that are quick to run, each of any sketch that has one."""
-    found = sketches(program, on.target)
-    tables = [s.table(limit=ROWS) for s in found]
-    whole = [(s, t) for s, t in zip(found, tables) if len(next(iter(t.values())))]
+    """Up to `count` different schedules that are quick to run, of all sketches in turn."""
     seen: set[str] = set()
-    order = [int(n) for n in rng.permutation(len(whole))]
-    for n in range(count if whole else 0):
+    order = [int(n) for n in rng.permutation(len(space))]
+    for n in range(count if space else 0):
         for _ in range(REDRAWS):
-            schedule = _row(*whole[order[n % len(order)]], rng)
+            schedule = _row(*space[order[n % len(order)]], rng)
             if schedule.text not in seen and on.quick(program, schedule):
                 seen.add(schedule.text)
                 yield schedule
