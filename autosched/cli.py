@@ -127,8 +127,11 @@ Shapes = Annotated[
                  help="Shape of an input, say input_ids=1,128; once for each input that needs it."),
 ]  # fmt: skip
 TargetName = Annotated[
-    str, typer.Option("--target", metavar="auto|cpu|cpu:x86-64-v3", help="What to tune for.")
-]
+    str, typer.Option("--target", metavar="TARGET", help="What to tune for: auto or cpu (this "
+                      "machine), cpu:x86-64-v2, -v3, -v4; sm_90 or sm_80 (GPUs, by Triton), with "
+                      "+tf32 for coarser fp32 products. Without such a GPU the cost model picks, "
+                      "unmeasured.")
+]  # fmt: skip
 
 
 # ---- commands ------------------------------------------------------------------------------------

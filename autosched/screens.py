@@ -14,7 +14,14 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from autosched.tools.tuning import Event, RecordEvent, StageEvent, TaskEvent, TuningResult
+from autosched.tools.tuning import (
+    Event,
+    RecordEvent,
+    StageEvent,
+    TaskEvent,
+    TaskResult,
+    TuningResult,
+)
 
 if TYPE_CHECKING:
     from autosched.tools.bench import Benchmark
@@ -124,9 +131,10 @@ class TuningScreen:
         self._tasks[event.key] = event
         if before is None or event.active or event == before or not event.tried:
             return iter(())
-        best, peer = micros(event.best_us), micros(event.peer_us)
-        return iter([f"  {event.name}: {best} µs, peer {peer} µs, {event.tried} tried, "
-                     f"{event.failed} failed, {seconds(event.left_s)} left"])
+        times = f"{micros(event.best_us)} µs, peer {micros(event.peer_us)} µs"
+        timed = times if event.best_us or event.peer_us else "compiled, not measured"
+        return iter([f"  {event.name}: {timed}, {event.tried} tried, {event.failed} failed, "
+                     f"{seconds(event.left_s)} left"])  # fmt: skip
 
     def _board(self) -> RenderableType:
         left = "" if self._stage.left_s is None else f", {seconds(self._stage.left_s)} left"
@@ -142,26 +150,46 @@ class TuningScreen:
         return Group(head, rows)
 
 
+# What the table of a tuning shows of a task: heading and cell.
+_Column = tuple[str, Callable[[TaskResult], str]]
+_CANDIDATES: _Column = ("candidates", lambda t: str(t.candidates))
+_PREDICTED: _Column = ("predicted µs", lambda t: micros(t.predicted_us))
+_TUNED: _Column = ("tuned µs", lambda t: micros(t.tuned_us))
+_PEER: _Column = ("onnxruntime µs", lambda t: micros(t.peer_us))
+_ROOFLINE: _Column = ("roofline µs", lambda t: micros(t.roofline_us))
+_SPEEDUP: _Column = ("speed-up", lambda t: ratio(t.speedup))
+_SHARE: _Column = ("share", lambda t: share(t.share))
+_TRIED: _Column = ("tried/failed", lambda t: f"{t.tries}/{sum(t.failures.values())}")
+
+
+def _columns(found: TuningResult) -> tuple[_Column, ...]:
+    if found.package is None:
+        return (_CANDIDATES, _PREDICTED, _ROOFLINE, _SHARE)
+    if not found.measured:
+        return (_PREDICTED, _ROOFLINE, _SHARE, _TRIED)
+    if found.peer == "none":
+        return (_TUNED, _PREDICTED, _ROOFLINE, _SHARE, _TRIED)
+    return (_TUNED, _PEER, _ROOFLINE, _SPEEDUP, _SHARE, _TRIED)
+
+
 def tuning(found: TuningResult, out: Console) -> None:
-    out.print(f"{found.device}, target {found.target}, {found.threads} threads; {found.coverage}")
-    dry = found.package is None
-    columns = ("candidates", "predicted µs") if dry else ("tuned µs", "onnxruntime µs")
-    rows = table("plan" if dry else "tasks", "task", "runs", *columns, "roofline µs",
-                 *(() if dry else ("speed-up",)), "share",
-                 *(() if dry else ("tried/failed",)))  # fmt: skip
+    threads = f", {found.threads} threads" if found.threads else ""
+    out.print(f"{found.device}, target {found.target}{threads}; {found.coverage}")
+    dry, columns = found.package is None, _columns(found)
+    rows = table("plan" if dry else "tasks", "task", "runs", *(name for name, _ in columns))
     for t in found.tasks:
-        if dry:
-            cells = [str(t.candidates), micros(t.predicted_us), micros(t.roofline_us)]
-        else:
-            cells = [micros(t.tuned_us), micros(t.peer_us), micros(t.roofline_us), ratio(t.speedup)]
-        tried = [] if dry else [f"{t.tries}/{sum(t.failures.values())}"]
-        rows.add_row(t.name, str(t.count), *cells, share(t.share), *tried)
+        rows.add_row(t.name, str(t.count), *(cell(t) for _, cell in columns))
     out.print(rows)
     if dry:
         out.print(f"tuning would take about {seconds(found.estimate_s)}")
         return
-    out.print(f"against onnxruntime: {ratio(found.speedup)} weighted by its time, "
-              f"{ratio(found.plain_speedup)} over tasks above 50 µs (geometric means)")  # fmt: skip
+    if not found.measured:
+        out.print("picked by the model, not measured here: tune on a machine with such a GPU to "
+                  "measure")  # fmt: skip
+    elif found.peer != "none":
+        out.print(f"against {found.peer}: {ratio(found.speedup)} weighted by its time, "
+                  f"{ratio(found.plain_speedup)} over tasks above 50 µs "
+                  "(geometric means)")  # fmt: skip
     spent = ", ".join(f"{name} {seconds(s)}" for name, s in found.seconds.items() if s >= 0.5)
     out.print(f"{found.trials} attempts, {found.reused} records of earlier runs; ranked by "
               f"{found.ranked_by}; {spent}")  # fmt: skip

@@ -11,13 +11,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from autosched.codegen.runtime.arrays import STORAGE
 from autosched.codegen.runtime.spec import (
+    NATIVE,
     ROLES,
+    TRITON,
     KernelArg,
     PackSpec,
     Plan,
@@ -25,10 +27,11 @@ from autosched.codegen.runtime.spec import (
     Value,
     operands,
 )
+from autosched.codegen.triton_spec import TritonModule
 
 __all__ = [
-    "Artifact", "ArtifactError", "Build", "Kernel", "KernelArg", "PackSpec", "Plan", "Step",
-    "Value", "check", "operands",
+    "Artifact", "ArtifactError", "Build", "CpuKernel", "GpuKernel", "Kernel", "KernelArg",
+    "PackSpec", "Plan", "Step", "Value", "check", "gpu_args", "operands",
 ]  # fmt: skip
 
 Constant = np.ndarray | Callable[[], np.ndarray]  # a callable reads a big one when it is written
@@ -48,43 +51,81 @@ class Build:
     cpu_features: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """A tuned kernel.
+    """A tuned kernel: what is the same whatever it runs on.
 
     Args:
         key: content key of definition and schedule; unique in a package.
         public_name: says what it computes; kernels of several shapes may share it.
         doc: one sentence on what it computes, shown by help().
-        symbol: of the C function in `library`.
-        source, definition, schedule: readable TVMScript, the algebra's text, JSON.
-        args: in call order; `extents` follow them as int32.
+        source, definition, schedule: readable source, the algebra's text, JSON.
+        args: in call order.
         latency_us, peer_us: measured medians of the kernel and of the framework's own.
-        fallbacks: builds of the same source for CPUs with fewer features, best first.
+        target: key of the Target that it was tuned for.
     """
+
+    code: ClassVar[str]  # what it is made of: a row of the tables of writers and loaders
 
     key: str
     public_name: str
     doc: str
-    symbol: str
-    library: bytes = field(repr=False)
     source: str = field(repr=False)
     definition: str = field(repr=False)
     schedule: Mapping[str, Any]
     args: tuple[KernelArg, ...]
-    cpu_features: tuple[str, ...]
     latency_us: float | None
     peer_us: float | None
     target: str
     toolchain: str
+    peer: str = "onnxruntime"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuKernel(Kernel):
+    """A shared object and its source as TVMScript.
+
+    Args:
+        symbol: of the C function in `library`; `extents` follow its arguments as int32.
+        fallbacks: builds of the same source for CPUs with fewer features, best first.
+    """
+
+    code: ClassVar[str] = NATIVE
+
+    symbol: str
+    library: bytes = field(repr=False)
+    cpu_features: tuple[str, ...]
     extents: tuple[int, ...] = ()
     fallbacks: tuple[Build, ...] = ()
-    peer: str = "onnxruntime"
 
     @property
     def builds(self) -> tuple[Build, ...]:
         """Every build, best first."""
         return (Build(self.library, self.cpu_features), *self.fallbacks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuKernel(Kernel):
+    """Triton functions and how they are launched, for GPUs of one architecture ("sm_90").
+
+    args are the module's tensors that are no scratch; facts: of the compiled code, the worst of
+    its launches (registers, spilled bytes, shared memory). bound: a dtype as coarse as its
+    arithmetic, where that is coarser than its outputs.
+    """
+
+    code: ClassVar[str] = TRITON
+
+    module: TritonModule = field(repr=False)
+    arch: str
+    facts: Mapping[str, int] = field(default_factory=dict)
+    bound: str | None = None
+
+
+def gpu_args(module: TritonModule) -> tuple[KernelArg, ...]:
+    """The signature of a module: its tensors in order, but for scratch."""
+    return tuple(
+        KernelArg(t.name, t.role, t.dtype, t.extents) for t in module.tensors if t.role != "scratch"
+    )
 
 
 @dataclass(frozen=True)
@@ -119,11 +160,15 @@ def _problems(artifact: Artifact) -> Iterator[str]:
 
 
 def _of_kernel(kernel: Kernel) -> Iterator[str]:
-    for what, name in (("public name", kernel.public_name), ("symbol", kernel.symbol)):
+    names = {"public name": kernel.public_name}
+    if isinstance(kernel, CpuKernel):
+        names["symbol"] = kernel.symbol
+    for what, name in names.items():
         if not _NAME.fullmatch(name) or keyword.iskeyword(name) or name in _TAKEN:
             yield f"{name!r} can't be a {what}"
-    names = [arg.name for arg in kernel.args]
-    if len(set(names)) < len(names):
+    if isinstance(kernel, GpuKernel):
+        yield from _of_module(kernel)
+    if len({arg.name for arg in kernel.args}) < len(kernel.args):
         yield "two arguments share a name"
     if not any(arg.role == "output" for arg in kernel.args):
         yield "no output"
@@ -134,6 +179,17 @@ def _of_kernel(kernel: Kernel) -> Iterator[str]:
             yield f"{arg.name} is {arg.role}, with{'out' if arg.pack is None else ''} a pack"
         if arg.pack is not None:
             yield from _of_pack(arg, arg.pack)
+
+
+def _of_module(kernel: GpuKernel) -> Iterator[str]:
+    if kernel.args != gpu_args(kernel.module):
+        yield "its arguments are not the tensors of its module"
+    if packed := [arg.name for arg in kernel.args if arg.role == "packed"]:
+        yield f"{packed[0]} is packed, which no loader of GPU kernels does"
+    known = {t.name for t in kernel.module.tensors}
+    for launch in kernel.module.launches:
+        if lost := sorted(set(launch.tensors) - known):
+            yield f"{launch.kernel} is passed {lost[0]}, which is no tensor of its module"
 
 
 def _of_pack(arg: KernelArg, pack: PackSpec) -> Iterator[str]:
@@ -147,6 +203,9 @@ def _of_pack(arg: KernelArg, pack: PackSpec) -> Iterator[str]:
 
 def _of_plan(artifact: Artifact, plan: Plan) -> Iterator[str]:
     kernels = {kernel.key: kernel for kernel in artifact.kernels}
+    codes = sorted({kernels[s.kernel].code for s in plan.steps if s.kernel in kernels})
+    if len(codes) > 1:
+        yield f"its plan mixes kernels that run on different machines: {', '.join(codes)}"
     weights = {v.name: v for v in plan.constants}
     known = {v.name: v for v in (*plan.inputs, *plan.values, *plan.outputs)}
     both = sorted(set(known).intersection(weights) - {v.name for v in plan.outputs})

@@ -60,6 +60,14 @@ def warm_up(device: str = "cuda") -> dict[str, Any]:
     }  # fmt: skip
 
 
+def present() -> dict[str, str] | None:
+    """Name and architecture of the CUDA device that torch would use; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return {"device": torch.cuda.get_device_name(), "capability": f"sm_{major}{minor}"}
+
+
 def prepare(folder: str, seed: int, device: str = "cuda") -> dict[str, float]:
     """Draws the inputs of the task and evaluates its reference; how long that took."""
     begun = time.perf_counter()

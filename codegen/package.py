@@ -4,10 +4,11 @@
       pyproject.toml  README.md
       <name>/__init__.py     lazy public functions, one for each public name
       <name>/manifest.json   signatures, plan, hash of every file
-      <name>/kernels/        *.so, and the readable *.py each was built from
+      <name>/kernels/        *.so, and the readable *.py each was built from; of GPU kernels the
+                             *.py alone, which Triton compiles where it runs
       <name>/islands/        ONNX graphs that onnxruntime runs
       <name>/weights.bin     raw and packed constants, mapped from disk
-      <name>/lib/            TVM's runtime library with its licence
+      <name>/lib/            TVM's runtime library with its licence, where kernels are *.so
       <name>/runtime/        the loader: a copy of codegen/runtime
 """
 
@@ -20,21 +21,34 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from autosched.codegen import runtime as carried
-from autosched.codegen.artifact import Artifact, Kernel, check, operands
-from autosched.codegen.package_text import init_text, kernel_text, pyproject_text, readme_text
+from autosched.codegen.artifact import (
+    Artifact,
+    CpuKernel,
+    GpuKernel,
+    Kernel,
+    check,
+    operands,
+)
+from autosched.codegen.package_text import (
+    gpu_kernel_text,
+    init_text,
+    kernel_text,
+    pyproject_text,
+    readme_text,
+)
 from autosched.codegen.package_weights import WeightFile
 from autosched.codegen.runtime import manifest as manifests
 from autosched.codegen.runtime.cpu import platform_name
 from autosched.codegen.runtime.errors import PackageError
 from autosched.codegen.runtime.kernel import RUNTIME_PATH
 from autosched.codegen.runtime.native import RUNTIME_FILE
-from autosched.codegen.runtime.spec import arg_to_json, plan_to_json
+from autosched.codegen.runtime.spec import NATIVE, TRITON, arg_to_json, plan_to_json
 from autosched.codegen.runtime.weights import FILE as WEIGHTS_FILE
 
 _LICENCES = ("LICENSE", "NOTICE", "licenses/LICENSE.builtin_fp16.txt")  # of what is in the library
@@ -183,15 +197,19 @@ def _fill(artifact: Artifact, staging: Path, name: str, version: str, summary: s
     """Writes everything under `staging`; returns the manifest's digest."""
     module = _Folder(staging / name)
     kernels = distinct(artifact.kernels)
+    codes = {kernel.code for kernel in kernels} or {NATIVE}
+    native = NATIVE in codes
     data: dict[str, Any] = {
         "format": manifests.FORMAT, "name": name, "version": version, "summary": summary,
-        "platform": platform_name(), "threads": artifact.threads, "origin": origin,
+        "platform": platform_name() if native else manifests.ANY_PLATFORM,
+        "threads": artifact.threads, "origin": origin,
         "toolchain": sorted({k.toolchain for k in kernels}),
         "target": sorted({k.target for k in kernels}),
+        "arch": sorted({k.arch for k in kernels if isinstance(k, GpuKernel)}),
         "kernels": [_kernel_row(kernel, module) for kernel in kernels],
     }  # fmt: skip
     data |= _plan_rows(artifact, module)
-    for target, source in tvm_files().items():
+    for target, source in (tvm_files() if native else {}).items():
         module.copy(target, source)
     for file in sorted(Path(carried.__path__[0]).glob("*.py")):
         module.copy(f"runtime/{file.name}", file)
@@ -202,7 +220,7 @@ def _fill(artifact: Artifact, staging: Path, name: str, version: str, summary: s
     text = manifests.canonical({**data, "digest": digest})
     (module.root / manifests.FILE).write_bytes(text)
     islands = artifact.plan is not None and bool(artifact.plan.islands)
-    (staging / "pyproject.toml").write_text(pyproject_text(name, version, summary, islands))
+    (staging / "pyproject.toml").write_text(pyproject_text(name, version, summary, codes, islands))
     (staging / "README.md").write_text(readme_text(name, summary, kernels, artifact, digest))
     return digest
 
@@ -210,19 +228,42 @@ def _fill(artifact: Artifact, staging: Path, name: str, version: str, summary: s
 def _kernel_row(kernel: Kernel, module: _Folder) -> dict[str, Any]:
     """Writes the files of a kernel; its row of the manifest."""
     stem = f"{kernel.public_name}_{hashlib.sha256(kernel.key.encode()).hexdigest()[:8]}"
+    return {
+        "key": kernel.key, "public_name": kernel.public_name, "doc": kernel.doc,
+        "code": kernel.code, "args": [arg_to_json(arg) for arg in kernel.args],
+        "definition": kernel.definition, "schedule": kernel.schedule,
+        "latency_us": kernel.latency_us, "peer": kernel.peer, "peer_us": kernel.peer_us,
+        "target": kernel.target, "toolchain": kernel.toolchain,
+        **_CODE_ROWS[kernel.code](kernel, stem, module),
+    }  # fmt: skip
+
+
+def _native_row(kernel: Kernel, stem: str, module: _Folder) -> dict[str, Any]:
+    assert isinstance(kernel, CpuKernel)
     libraries = []
     for number, build in enumerate(kernel.builds):
         suffix = f"_fallback{number}" if number else ""
         file = module.write(f"kernels/{stem}{suffix}.so", build.library)
         libraries.append({"file": file, "cpu_features": sorted(build.cpu_features)})
     return {
-        "key": kernel.key, "public_name": kernel.public_name, "doc": kernel.doc,
         "symbol": kernel.symbol, "libraries": libraries, "extents": list(kernel.extents),
         "source": module.write(f"kernels/{stem}.py", kernel_text(kernel)),
-        "args": [arg_to_json(arg) for arg in kernel.args], "definition": kernel.definition,
-        "schedule": kernel.schedule, "latency_us": kernel.latency_us, "peer": kernel.peer,
-        "peer_us": kernel.peer_us, "target": kernel.target, "toolchain": kernel.toolchain,
     }  # fmt: skip
+
+
+def _triton_row(kernel: Kernel, stem: str, module: _Folder) -> dict[str, Any]:
+    assert isinstance(kernel, GpuKernel)
+    return {
+        "arch": kernel.arch, "facts": dict(kernel.facts), "bound": kernel.bound,
+        "tensors": [asdict(tensor) for tensor in kernel.module.tensors],
+        "launches": [asdict(launch) for launch in kernel.module.launches],
+        "source": module.write(f"kernels/{stem}.py", gpu_kernel_text(kernel)),
+    }  # fmt: skip
+
+
+_CODE_ROWS: Mapping[str, Callable[[Kernel, str, _Folder], dict[str, Any]]] = {
+    NATIVE: _native_row, TRITON: _triton_row,
+}  # fmt: skip
 
 
 def _plan_rows(artifact: Artifact, module: _Folder) -> dict[str, Any]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from autosched.codegen.artifact import Artifact, Kernel, Value, operands
+from autosched.codegen.artifact import Artifact, CpuKernel, GpuKernel, Kernel, Value, operands
+from autosched.codegen.runtime.spec import NATIVE, TRITON
 
 # The C interface of TVM's runtime is that of the release it was built with.
 FFI_REQUIREMENT = "apache-tvm-ffi>=0.1.14,<0.2"
+# What kernels need to run, by their code. Tensor descriptors have been in Triton since 3.4.
+REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
+    NATIVE: (FFI_REQUIREMENT,), TRITON: ("torch>=2.7", "triton>=3.4"),
+}  # fmt: skip
 
 
 def _signature(values: Sequence[Value]) -> str:
@@ -25,7 +30,7 @@ def _time(microseconds: float | None) -> str:
     return "not measured" if microseconds is None else f"{microseconds:.1f} us"
 
 
-def kernel_text(kernel: Kernel) -> str:
+def kernel_text(kernel: CpuKernel) -> str:
     """The readable source of a kernel, under a header that says what and how fast it is."""
     ratio = ""
     if kernel.latency_us and kernel.peer_us:
@@ -40,6 +45,20 @@ def kernel_text(kernel: Kernel) -> str:
         f"Key: {kernel.key}",
     ]  # fmt: skip
     header = "\n".join(f"# {line}".rstrip() for text in lines for line in text.splitlines() or [""])
+    return f"{header}\n\n{kernel.source.rstrip()}\n"
+
+
+def gpu_kernel_text(kernel: GpuKernel) -> str:
+    """The source of a module, which has a header of its own, under what became of it."""
+    facts = ", ".join(f"{name} {value}" for name, value in sorted(kernel.facts.items()))
+    picked = "picked by the model, not measured"
+    lines = [
+        f"{kernel.public_name}({_signature(operands(kernel.args))}) -> {_results(kernel)}",
+        f"Measured: {picked if kernel.latency_us is None else _time(kernel.latency_us)}",
+        f"Target: {kernel.target}", f"Compiled for {kernel.arch}: {facts or 'no facts'}",
+        f"Toolchain: {kernel.toolchain}", f"Key: {kernel.key}",
+    ]  # fmt: skip
+    header = "\n".join(f"# {line}" for line in lines)
     return f"{header}\n\n{kernel.source.rstrip()}\n"
 
 
@@ -99,10 +118,15 @@ def _toml(text: str) -> str:
     return json.dumps(" ".join(text.split()), ensure_ascii=False)
 
 
-def pyproject_text(name: str, version: str, summary: str, islands: bool) -> str:
-    """The project file: pip installs the folder, or builds a wheel for this platform from it."""
-    requirements = ["numpy>=1.26", FFI_REQUIREMENT, *(["onnxruntime>=1.20"] if islands else [])]
-    wheel = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+def pyproject_text(name: str, version: str, summary: str, codes: Iterable[str],
+                   islands: bool) -> str:
+    """The project file: pip installs the folder, or builds a wheel from it, which is for this
+    platform where kernels are native."""
+    code = sorted(codes)
+    needed = [requirement for c in code for requirement in REQUIREMENTS[c]]
+    requirements = ["numpy>=1.26", *needed, *(["onnxruntime>=1.20"] if islands else [])]
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    wheel = platform if NATIVE in code else "any"
     return "\n".join([
         "[build-system]", 'requires = ["setuptools>=69"]',
         'build-backend = "setuptools.build_meta"', "",
@@ -114,6 +138,18 @@ def pyproject_text(name: str, version: str, summary: str, islands: bool) -> str:
         f'{name} = ["manifest.json", "py.typed", "weights.bin", "kernels/*", "islands/*", "lib/*"]',
         "", "[tool.distutils.bdist_wheel]", f'plat-name = "{wheel}"', "",
     ])  # fmt: skip
+
+
+_LICENCE = (
+    "The kernels are yours. `runtime/` is part of autosched (Apache-2.0), `lib/` is part of",
+    "Apache TVM (Apache-2.0, see LICENSE and NOTICE there).",
+)
+_LICENCE_GPU = ("The kernels are yours. `runtime/` is part of autosched (Apache-2.0).",)
+_RUNS_ON_GPU = (
+    "The kernels are Triton code: operands are torch tensors on a CUDA device (install the torch",
+    "build for your CUDA), or NumPy arrays, which are copied there and back. Without such a GPU,",
+    "TRITON_INTERPRET=1 runs them slowly on the CPU.", "",
+)  # fmt: skip
 
 
 def readme_text(name: str, summary: str, kernels: Sequence[Kernel], artifact: Artifact,
@@ -133,12 +169,13 @@ def readme_text(name: str, summary: str, kernels: Sequence[Kernel], artifact: Ar
         arguments = ", ".join(v.name for v in operands(first.args))
         use.append(f"result = {name}.{first.public_name}({arguments})")
     peer = kernels[0].peer if kernels else "peer"
+    codes = {kernel.code for kernel in kernels} or {NATIVE}
     return "\n".join([
         f"# {name}", "", summary.strip() or "Tuned kernels.", "",
         "    pip install .", "", "```python", *use, "```", "",
         f"| kernel | operands | results | measured | {peer} |", "|---|---|---|---|---|", *rows, "",
         f"Digest: `{digest}`. Hashes guard against corruption; pass `expect_digest=` to `load` to",
         "guard against tampering.", "",
-        "The kernels are yours. `runtime/` is part of autosched (Apache-2.0), `lib/` is part of",
-        "Apache TVM (Apache-2.0, see LICENSE and NOTICE there).", "",
+        *(_RUNS_ON_GPU if TRITON in codes else ()),
+        *(_LICENCE if NATIVE in codes else _LICENCE_GPU), "",
     ])  # fmt: skip

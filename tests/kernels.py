@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 
 from autosched.codegen import tvm_api as t
-from autosched.codegen.artifact import Artifact, Kernel, KernelArg, PackSpec, Plan, Step, Value
+from autosched.codegen.artifact import Artifact, CpuKernel, KernelArg, PackSpec, Plan, Step, Value
 from autosched.ir.target import X86_LEVELS
 
 M, N = 37, 50  # nothing divides anything
@@ -29,7 +29,7 @@ def library(symbol: str, kind: str, features: tuple[str, ...] = FEATURES) -> byt
     return t.build([t.function(symbol, [x, w, y], body)], t.target("x86_64", features))
 
 
-def scale_add(kind: str = "parallel", **changes: object) -> Kernel:
+def scale_add(kind: str = "parallel", **changes: object) -> CpuKernel:
     """y = 2 x + w, as a kernel whose w is packed."""
     args = (
         KernelArg("x", "input", "float32", (M, N)),
@@ -43,7 +43,7 @@ def scale_add(kind: str = "parallel", **changes: object) -> Kernel:
         "args": args, "cpu_features": FEATURES, "latency_us": 3.0, "peer_us": 6.0,
         "target": "cpu", "toolchain": "test",
     }  # fmt: skip
-    return Kernel(**(facts | changes))  # type: ignore[arg-type]
+    return CpuKernel(**(facts | changes))  # type: ignore[arg-type]
 
 
 def weight(seed: int) -> np.ndarray:

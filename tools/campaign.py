@@ -36,7 +36,7 @@ from autosched.ir.target import Target
 from autosched.ir.text import to_text
 from autosched.search.space import space
 from autosched.search.strategy import State, tell
-from autosched.tools.lab import Attempt, Built
+from autosched.tools.lab import Attempt, Built, BuiltModule
 from autosched.tools.tuning import Event, TaskEvent
 
 ROWS = 40_000  # of a task's space that are ranked
@@ -44,6 +44,7 @@ COST_S = 1.0  # of a batch, before one was measured
 PASSING = frozenset({Status.CANCELLED})  # says nothing of the schedule: it may be tried again
 # Marks of a record that times again what was tried before; and of one measured with a peer.
 FINAL, PAIRED = "final", "paired"
+UNMEASURED = "compiled, and nothing here to measure it with"
 
 
 def text_of(schedule: Schedule) -> str:
@@ -53,12 +54,14 @@ def text_of(schedule: Schedule) -> str:
 
 @dataclass
 class Entry:
-    """What is known of one schedule: its times (µs), how it failed, where it is compiled."""
+    """What is known of one schedule: its times (µs), how it failed, where it is compiled and what
+    the compiler tells of it."""
 
     schedule: Schedule
     times_us: list[float] = field(default_factory=list)
     statuses: list[Status] = field(default_factory=list)
-    built: Built | None = None
+    built: Built | BuiltModule | None = None
+    facts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def latency_us(self) -> float | None:
@@ -116,7 +119,8 @@ class TaskState:
     @property
     def failures(self) -> dict[str, int]:
         """How many attempts failed, by status."""
-        every = (s for e in self.entries.values() for s in e.statuses if s is not Status.OK)
+        fine = {Status.OK, *PASSING}
+        every = (s for e in self.entries.values() for s in e.statuses if s not in fine)
         return dict(sorted(Counter(s.value for s in every).items()))
 
     def predicted_us(self, schedule: Schedule) -> float | None:
@@ -145,8 +149,11 @@ def open_task(task: Task, target: Target, seed: int, model: CostModel) -> TaskSt
     return TaskState(task, made, searched, bound, made.score(model))
 
 
-def plain_schedules(task: Task) -> tuple[Schedule, ...]:
-    """Schedules without loops of their own: slow, and right where nothing else is."""
+def plain_schedules(task: Task, target: Target) -> tuple[Schedule, ...]:
+    """Schedules without loops of their own: slow, and right where nothing else is. A GPU runs
+    nothing but kernels, so it has none."""
+    if target.kind != "cpu":
+        return ()
     return tuple(Schedule("plain", (action,)) for action in inline.propose(task.program))
 
 
@@ -198,7 +205,7 @@ class Book:
         self._add(state, records)
         for attempt, record in zip(attempts, records):
             entry = self._enter(state, attempt.schedule, record)
-            entry.built = attempt.built or entry.built
+            entry.built, entry.facts = attempt.built or entry.built, attempt.facts or entry.facts
         state.search = tell(state.search, records)
         state.new_tries += len(attempts)
         return records
@@ -254,6 +261,10 @@ class Book:
             extra["rel_l2"] = a.rel_l2
         if a.timing is not None:
             extra |= _facts(a.timing)
+        if a.facts:
+            extra["compiled"] = dict(a.facts)
+        if a.ok and a.timing is None:
+            a = replace(a, status=Status.CANCELLED, error=UNMEASURED)
         checked = CHECKED_REFERENCE if a.ok or a.status in CONDEMNED else CHECKED_NONE
         return self._base(state, a.schedule.to_json(), a.status, a.timing, a.error, checked, extra)
 

@@ -11,7 +11,7 @@ from autosched.ir.schedule import Schedule
 from autosched.search.budget import Budget, Stop, choose, progress
 from autosched.search.strategy import ask
 from autosched.tools.campaign import Book, Entry, TaskState, plain_schedules
-from autosched.tools.lab import Attempt, Lab
+from autosched.tools.lab import AnyLab, Attempt, Built, Lab
 from autosched.tools.learner import Learner
 from autosched.tools.peers import Peer, peer_name
 from autosched.tools.stopping import Stopper
@@ -28,7 +28,7 @@ class Explorer:
     """The parts that work together on the tasks of one tuning."""
 
     states: Sequence[TaskState]
-    lab: Lab
+    lab: AnyLab
     book: Book
     learner: Learner
     stopper: Stopper
@@ -87,7 +87,7 @@ class Explorer:
                 return state.best
             for candidate in ask(state.search, 1, state.score):
                 self.attempt(state, [state.search.space.schedule(candidate)])
-        for schedule in plain_schedules(state.task):
+        for schedule in plain_schedules(state.task, self.book.bench.target):
             if state.best is not None:
                 return state.best
             self.attempt(state, [schedule])
@@ -113,9 +113,9 @@ class Explorer:
         return best
 
     def pair(self, state: TaskState, entry: Entry, peer: Peer) -> None:
-        """Times a schedule against the peer, each in its own process."""
+        """Times a schedule against the peer, each in its own process, where both run on the CPU."""
         self._build(state, [entry])
-        if entry.built is None:
+        if not (isinstance(entry.built, Built) and isinstance(self.lab, Lab)):
             return
         ours = self.lab.side(state.key, entry.built)
         pairing = peer.against(ours, state.key, self.lab.limits.pair_rounds)
@@ -126,7 +126,7 @@ class Explorer:
         """Compiles what only earlier runs have compiled."""
         missing = [e for e in entries if e.built is None]
         for entry, made in zip(missing, self.lab.build(state.key, [e.schedule for e in missing])):
-            entry.built = made.built
+            entry.built, entry.facts = made.built, made.facts
 
     def _spent(self, resume: bool) -> int:
         """Attempts that count, and one for each task that has none yet: its pick."""

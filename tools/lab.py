@@ -13,10 +13,10 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from autosched.codegen.jobs import Failed, Job, Ok, Outcome, Stage
 from autosched.codegen.measure import Timing
@@ -80,8 +80,18 @@ class Built:
 
 
 @dataclass(frozen=True)
+class BuiltModule:
+    """A compiled GPU candidate: the folder of its build, and the type whose error bound its
+    arithmetic asks for, where that is coarser than the outputs'."""
+
+    entry: str
+    bound: str | None
+
+
+@dataclass(frozen=True)
 class Attempt:
-    """What became of one schedule. timing: where status is OK; error: where it is not."""
+    """What became of one schedule. timing: where status is OK and something measures; error:
+    where it is not; facts: of the compiled code, as the compiler tells them."""
 
     schedule: Schedule
     status: Status
@@ -90,7 +100,8 @@ class Attempt:
     rel_l2: float | None = None
     build_s: float = 0.0
     run_s: float = 0.0
-    built: Built | None = None
+    built: Built | BuiltModule | None = None
+    facts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -98,6 +109,23 @@ class Attempt:
 
 
 JOBS, LIMITS = Jobs(), Limits()
+
+
+class AnyLab(Protocol):
+    """What a search needs of a lab, whatever is built there."""
+
+    def warm_up(self) -> None: ...
+
+    def prepare(self, tasks: Mapping[str, Program]) -> dict[str, str]: ...
+
+    def attempt(
+        self, key: str, program: Program, schedules: Sequence[Schedule],
+        stop_above_us: float | None = None,
+    ) -> Iterator[Attempt]: ...  # fmt: skip
+
+    def build(self, key: str, schedules: Sequence[Schedule]) -> list[Attempt]: ...
+
+    def finals(self, key: str, attempts: Sequence[Attempt]) -> list[Timing] | None: ...
 
 
 class ScratchFullError(TuningError):
@@ -228,7 +256,7 @@ class Lab:
 
     def finals(self, key: str, attempts: Sequence[Attempt]) -> list[Timing] | None:
         """Times attempts that were measured well, interleaved; None where a worker fails."""
-        rows = [a.built.to_json() for a in attempts if a.built is not None]
+        rows = [a.built.to_json() for a in attempts if isinstance(a.built, Built)]
         kwargs = {
             "folder": str(self.place(key)), "candidates": rows, "threads": self.threads,
             "target_time_s": self.limits.final_s, "rounds": self.limits.rounds,
@@ -262,17 +290,17 @@ class Lab:
         return Job(self.jobs.build, kwargs, Stage.BUILD, limit)
 
     def _measure(self, key: str, attempt: Attempt, stop_above_us: float | None) -> Attempt:
-        assert attempt.built is not None
+        assert isinstance(attempt.built, Built)
         kwargs = {
             "folder": str(self.place(key)), **attempt.built.to_json(), "threads": self.threads,
             "target_time_s": self.limits.timing_s, "stop_above_us": stop_above_us,
         }  # fmt: skip
         outcome = self._measurer.run(Job(self.jobs.measure, kwargs, Stage.RUN))
-        facts = {"build_s": attempt.build_s, "run_s": outcome.run_s, "built": attempt.built}
+        ran = replace(attempt, run_s=outcome.run_s)
         if isinstance(outcome, Failed):
-            return Attempt(attempt.schedule, outcome.status, error=outcome.reason, **facts)
+            return replace(ran, status=outcome.status, error=outcome.reason)
         timing = Timing.from_json(outcome.value["timing"])
-        return Attempt(attempt.schedule, Status.OK, timing, rel_l2=outcome.value["rel_l2"], **facts)
+        return replace(ran, timing=timing, rel_l2=outcome.value["rel_l2"])
 
 
 def _usable(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:

@@ -20,17 +20,18 @@ from autosched.datasets.store import Store
 from autosched.ir.frontend.onnx import load_model
 from autosched.ir.graph import ModelGraph
 from autosched.ir.partition import Partition, partition
-from autosched.ir.record import CHECKED_REFERENCE
-from autosched.ir.target import Target, TargetError, host_target, parse_target
-from autosched.tools.campaign import Bench, Book, Entry, TaskState, open_task
+from autosched.ir.record import CHECKED_NONE, CHECKED_REFERENCE
+from autosched.ir.target import Target
+from autosched.tools.campaign import Book, Entry, TaskState, open_task
 from autosched.tools.explore import Explorer
-from autosched.tools.lab import JOBS, LIMITS, Jobs, Lab, Limits
+from autosched.tools.gpu_lab import GpuJobs
+from autosched.tools.gpu_probe import find_device
+from autosched.tools.lab import JOBS, LIMITS, BuiltModule, Jobs, Limits
 from autosched.tools.learner import Learner
 from autosched.tools.packages import model_origin
 from autosched.tools.peers import Peer, peer_name
 from autosched.tools.plan import plan_model, run_time_tasks
 from autosched.tools.stopping import Stopper
-from autosched.tools.toolchain import toolchain
 from autosched.tools.tuning import (
     Progress,
     StageEvent,
@@ -39,7 +40,15 @@ from autosched.tools.tuning import (
     TuningResult,
     silent,
 )
-from autosched.tools.winners import Choice, compile_winners
+from autosched.tools.winners import Choice
+from autosched.tools.workshop import (
+    GPU_JOBS,
+    Order,
+    Probe,
+    Workshop,
+    usable_target,
+    workshop,
+)
 
 TRIAL_S = 0.15  # to build, check and time one candidate, measured on small models
 FINAL_S, WRITE_S = 1.5, 3.0  # of a task's final measurements; of compiling and writing
@@ -52,13 +61,15 @@ def tune(
     shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0,
     store: Path | str | None = None, resume: bool = False, dry_run: bool = False,
     progress: Progress = silent, jobs: Jobs = JOBS, limits: Limits = LIMITS,
+    probe: Probe = find_device, gpu_jobs: GpuJobs = GPU_JOBS,
 ) -> TuningResult:  # fmt: skip
     """Tunes a model's kernels and writes them to the folder `out`.
 
     Args:
         model: an ONNX file. out: a new or empty folder; by default one in the working directory
             with the model's name and "-tuned".
-        target: "auto", "cpu" or "cpu:x86-64-v3"; measured on this machine.
+        target: "auto", "cpu" or "cpu:x86-64-v3", measured on this machine; "sm_90" or
+            "sm_90+tf32", measured where there is such a GPU, else picked by the cost model.
         budget_s: seconds from the call on; the batch that is being measured is finished.
         trials: candidates to measure instead of a time; 0 takes the model's pick of each task.
         shapes: of inputs with free dimensions, by name.
@@ -67,11 +78,12 @@ def tune(
         resume: go on from an interrupted run: its trials count as trials of this one.
         dry_run: stop before anything is measured or written.
         progress: called with each Event, in this thread.
+        probe: finds the GPU of this machine, for targets that are GPUs.
     Raises: ModelError, TargetError, StoreError, PackageError: a user's mistakes, each with a way
     out; KeyboardInterrupt at the second Ctrl-C, or before anything was measured.
     """
     stopper = Stopper(None if trials is not None else budget_s)
-    chosen = _usable_target(target)
+    chosen = usable_target(target)
     folder = check_folder(Path(f"{Path(model).stem}-tuned") if out is None else out)
     clock = _Clock(progress, stopper)
     given = {name: tuple(shape) for name, shape in (shapes or {}).items()}
@@ -80,20 +92,16 @@ def tune(
     run = _Run(Path(model), given, target, chosen, graph, seed, clock)
     if dry_run:
         return _result(run, _opened(run, Learner(seed)), estimate_s=(budget_s, trials))
-    with Store(store) as records, tempfile.TemporaryDirectory(prefix="autosched-") as scratch:
-        bench = Bench(chosen, toolchain(), chosen.cores, seed)
-        with (
-            Lab(Path(scratch), target, chosen.cores, seed, jobs=jobs, limits=limits) as lab,
-            Peer(Path(scratch)) as peer,
-        ):
-            # Both take seconds to load what they need: the ranking runs meanwhile.
-            lab.warm_up()
-            peer.extract(run.model, run.shapes, target, seed)
-            learner = Learner(seed)
-            tuning = _Tuning(
-                run, _opened(run, learner), lab, peer, Book(records, bench), learner, stopper
-            )
-            return tuning.finish(folder, trials, resume)
+    order = Order(run.model, given, target, chosen, seed, jobs, limits, probe, gpu_jobs)
+    with (
+        Store(store) as records,
+        tempfile.TemporaryDirectory(prefix="autosched-") as scratch,
+        workshop(order, Path(scratch)) as shop,
+    ):
+        learner = Learner(seed)
+        opened = _opened(run, learner)
+        tuning = _Tuning(run, opened, shop, Book(records, shop.bench), learner, stopper)
+        return tuning.finish(folder, trials, resume)
 
 
 @dataclass(frozen=True)
@@ -127,18 +135,6 @@ class _Clock:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 3)
 
 
-def _usable_target(text: str) -> Target:
-    target, host = parse_target(text), host_target()
-    if target.kind != "cpu":
-        raise TargetError(f"target {text!r}: kernels are tuned for CPUs; use --target cpu")
-    if missing := target.lacks(host):
-        raise TargetError(
-            f"target {text!r} needs {', '.join(missing)}, which this CPU lacks: kernels are "
-            "measured where they are tuned; use --target auto, or tune on such a machine"
-        )
-    return target
-
-
 @dataclass(frozen=True)
 class _Opened:
     """What is tuned: the model in parts, each task with its space ranked."""
@@ -167,8 +163,7 @@ class _Tuning:
 
     run: _Run
     opened: _Opened
-    lab: Lab
-    peer: Peer
+    shop: Workshop
     book: Book
     learner: Learner
     stopper: Stopper
@@ -181,43 +176,62 @@ class _Tuning:
         run, clock = self.run, self.run.clock
         reused = sum(map(self.book.recall, self.states))
         self.learner.read(self.book.store, self.book.bench, self.states)
-        with clock.stage("peer", peer_name()):
+        if self.shop.peer is None:
             self._prepare()
-            self._time_peers()
-        explorer = Explorer(
-            self.states, self.lab, self.book, self.learner, self.stopper, clock.progress
-        )
+        else:
+            with clock.stage("peer", peer_name()):
+                self._prepare()
+                self._time_peers(self.shop.peer)
         with self.stopper:
-            with clock.stage("tune", f"{len(self.states)} tasks"):
-                stopped = explorer.search(self._reserve_s(), trials, resume)
-                chosen = {s.key: explorer.pick(s) for s in self.states}
-            if trials != 0:
-                with clock.stage("final", f"{len(self.states)} tasks"):
-                    self._finals(explorer, chosen)
+            search = self._search if self.shop.pick is None else self._pick
+            stopped, chosen = search(trials, resume)
             with clock.stage("compile", f"{len(self.states)} kernels"):
-                kernels = self._compiled(chosen)
+                kernels = self.shop.winners([self._choice(s, chosen[s.key]) for s in self.states])
             with clock.stage("write", str(folder)):
                 written = self._written(folder, kernels)
         done = replace(
-            _result(run, self.opened, chosen), package=written.folder, digest=written.digest,
-            store=str(self.book.store.path), reused=reused, ranked_by=self.learner.name,
-            stopped=stopped, interrupted=self.stopper.asked,
+            _result(run, self.opened, chosen, self.shop), package=written.folder,
+            digest=written.digest, store=str(self.book.store.path), reused=reused,
+            ranked_by=self.learner.name, stopped=stopped, interrupted=self.stopper.asked,
         )  # fmt: skip
         clock.progress(StageEvent("done", str(folder), self.stopper.left_s))
         return done
 
+    def _search(self, trials: int | None, resume: bool) -> tuple[str, dict[str, Entry]]:
+        """Why measuring stopped, and the best of each task."""
+        clock = self.run.clock
+        explorer = Explorer(
+            self.states, self.shop.lab, self.book, self.learner, self.stopper, clock.progress
+        )
+        with clock.stage("tune", f"{len(self.states)} tasks"):
+            stopped = explorer.search(self._reserve_s(), trials, resume)
+            chosen = {s.key: explorer.pick(s) for s in self.states}
+        if trials != 0:
+            with clock.stage("final", f"{len(self.states)} tasks"):
+                self._finals(explorer, chosen)
+        return stopped, chosen
+
+    def _pick(self, trials: int | None, resume: bool) -> tuple[str, dict[str, Entry]]:
+        """The same where nothing can be measured."""
+        assert self.shop.pick is not None
+        with self.run.clock.stage("tune", f"{len(self.states)} tasks, picked by the model"):
+            chosen = self.shop.pick(
+                self.states, self.book, self.stopper, self.run.clock.progress
+            )
+        return "nothing to measure with", chosen
+
     def _prepare(self) -> None:
         """Inputs and references. A task without them can't be checked, hence not tuned."""
-        failed = self.lab.prepare({s.key: s.task.program for s in self.states})
+        failed = self.shop.lab.prepare({s.key: s.task.program for s in self.states})
         for state in (s for s in self.states if s.key in failed):
             raise TuningError(f"the reference of {state.task.public_name} can't be computed: "
                               f"{failed[state.key]}")  # fmt: skip
 
-    def _time_peers(self) -> None:
+    def _time_peers(self, peer: Peer) -> None:
         for state in self.states:
             self.book.recall_peer(state, peer_name())
             if state.peer_us is None and self.stopper.has(0.0):
-                timing = self.peer.time(state.key)
+                timing = peer.time(state.key)
                 if timing is not None:
                     self.book.note_peer(state, peer_name(), timing)
             self.run.clock.progress(state.event(left_s=self.stopper.left_s))
@@ -234,22 +248,20 @@ class _Tuning:
         for state in sorted(self.states, key=_time_us, reverse=True):
             if self.stopper.has(WRITE_S):
                 chosen[state.key] = explorer.finals(state)
-                explorer.pair(state, chosen[state.key], self.peer)
+                if self.shop.peer is not None:
+                    explorer.pair(state, chosen[state.key], self.shop.peer)
                 self.run.clock.progress(state.event(left_s=self.stopper.left_s))
 
-    def _compiled(self, chosen: Mapping[str, Entry]) -> dict[str, Kernel]:
-        choices = [
-            Choice(s.task, chosen[s.key].schedule, s.paired_us or chosen[s.key].latency_us,
-                   s.peer_us)
-            for s in self.states
-        ]  # fmt: skip
-        return compile_winners(self.lab, self.run.target, choices, self.book.bench.toolchain)
+    def _choice(self, state: TaskState, entry: Entry) -> Choice:
+        tuned_us = state.paired_us or entry.latency_us
+        bound = entry.built.bound if isinstance(entry.built, BuiltModule) else None
+        return Choice(state.task, entry.schedule, tuned_us, state.peer_us, entry.facts, bound)
 
     def _written(self, folder: Path, kernels: Mapping[str, Kernel]) -> Written:
         run = self.run
         planned = plan_model(run.graph, self.opened.cut, kernels)
         artifact = Artifact(
-            tuple(kernels.values()), planned.plan, planned.weights, threads=run.target.cores
+            tuple(kernels.values()), planned.plan, planned.weights, threads=self.shop.threads
         )
         origin = {**model_origin(run.model), "seed": run.seed, "target": run.target_name}
         summary = f"Tuned kernels of {run.model.name} for {run.target.device}"
@@ -262,10 +274,11 @@ class _Tuning:
 
 def _result(
     run: _Run, opened: _Opened, chosen: Mapping[str, Entry] | None = None,
-    estimate_s: tuple[float, int | None] | None = None,
+    shop: Workshop | None = None, estimate_s: tuple[float, int | None] | None = None,
 ) -> TuningResult:  # fmt: skip
     """What is known without the package. estimate_s: budget and trials of a dry run."""
-    states, target, coverage = opened.states, run.target, run.graph.coverage
+    states, coverage = opened.states, run.graph.coverage
+    target = run.target if shop is None else shop.bench.target
     times = list(map(_time_us, states))
     total = sum(times) or 1.0
     tasks = tuple(
@@ -274,10 +287,12 @@ def _result(
     )
     estimate = None if estimate_s is None else _estimate_s(len(states), *estimate_s)
     return TuningResult(
-        model=str(run.model), target=target.name, device=target.device, threads=target.cores,
+        model=str(run.model), target=target.name, device=target.device,
+        threads=target.cores if target.kind == "cpu" else 0,
         seed=run.seed, coverage=coverage.line(), covered=coverage.share, tasks=tasks,
         seconds=dict(run.clock.seconds), trials=sum(s.new_tries for s in states),
-        estimate_s=estimate,
+        estimate_s=estimate, measured=shop is None or shop.pick is None,
+        peer="none" if target.kind == "gpu" else "onnxruntime",
     )  # fmt: skip
 
 
@@ -306,5 +321,6 @@ def _task_result(state: TaskState, share: float, entry: Entry | None) -> TaskRes
     return replace(
         facts, tuned_us=state.paired_us or entry.latency_us,
         predicted_us=state.predicted_us(schedule), sketch=schedule.sketch,
-        knobs=dict(schedule.knobs), schedule=schedule.to_json(), checked=CHECKED_REFERENCE,
+        knobs=dict(schedule.knobs), schedule=schedule.to_json(),
+        checked=CHECKED_NONE if entry.latency_us is None else CHECKED_REFERENCE,
     )  # fmt: skip

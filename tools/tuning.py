@@ -121,10 +121,12 @@ class TaskResult:
 class TuningResult:
     """What a run of the tuner did.
 
-    package: None for a dry run; seconds: by stage; trials: attempts of this run; reused: records
-    of earlier runs that were used; ranked_by: the model that ranked last; stopped: why nothing more
-    was measured; interrupted: Ctrl-C ended the search early.
+    threads: on the CPU, 0 for a GPU; package: None for a dry run; seconds: by stage; trials:
+    attempts of this run; reused: records of earlier runs that were used; ranked_by: the model that
+    ranked last; stopped: why nothing more was measured; interrupted: Ctrl-C ended the search early.
     estimate_s: of a dry run, how long tuning would take.
+    measured: whether kernels ran; if not, the cost model alone has picked them. peer: what they
+    are compared with, "none" for kernels of GPUs.
     """
 
     model: str
@@ -145,6 +147,8 @@ class TuningResult:
     stopped: str = ""
     interrupted: bool = False
     estimate_s: float | None = None
+    measured: bool = True
+    peer: str = "onnxruntime"
 
     @property
     def speedup(self) -> float | None:

@@ -1,25 +1,32 @@
-"""Chosen schedules in, the kernels of a package out: compiled once more, each on its own.
+"""Chosen schedules in, the kernels of a package out.
 
-A kernel for a CPU with wide vectors comes with builds for lesser ones, of the same schedule.
+Those of a CPU are compiled once more, each on its own; one for a CPU with wide vectors comes with
+builds for lesser ones, of the same schedule. Those of a GPU are sources, which are emitted anew
+with all that a reader wants to know, and which were compiled when they were tried.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from autosched.codegen.artifact import Build, Kernel
+from autosched.codegen.artifact import Build, CpuKernel, GpuKernel, Kernel, gpu_args
 from autosched.codegen.runtime.spec import arg_from_json
+from autosched.codegen.triton import Header, emit
 from autosched.ir.partition import Task
-from autosched.ir.schedule import Schedule
+from autosched.ir.rules.action import Illegal
+from autosched.ir.schedule import Schedule, replay
 from autosched.ir.target import X86_LEVELS, Target, parse_target
 from autosched.ir.text import to_text
-from autosched.tools.lab import Attempt, Lab
+from autosched.tools.lab import Attempt, Built, Lab
 
 # Levels for which fallback builds are made, best first. Below v2 lies hardware of before 2009.
 FALLBACKS = ("x86-64-v3", "x86-64-v2")
+
+# What a package tells of compiled GPU code. (The length of PTX depends on where its source lies.)
+FACTS = ("registers", "spill_bytes", "shared_bytes", "threads")
 
 
 class CompileError(RuntimeError):
@@ -28,12 +35,20 @@ class CompileError(RuntimeError):
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for a task, with what the package tells about its speed."""
+    """What was chosen for a task, with what the package tells about its speed and code."""
 
     task: Task
     schedule: Schedule
     tuned_us: float | None
     peer_us: float | None
+    facts: Mapping[str, int] = field(default_factory=dict)
+    bound: str | None = None  # see GpuKernel
+
+    @property
+    def key(self) -> str:
+        """Of the kernel: definition and schedule."""
+        text = f"{self.task.key} {self.schedule.text}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def compile_winners(
@@ -55,6 +70,34 @@ def compile_winners(
     return out
 
 
+def gpu_winners(
+    target: Target, choices: Sequence[Choice], toolchain: str
+) -> dict[str, Kernel]:
+    """A kernel for each choice, by task key, all of which have been compiled.
+
+    Raises: CompileError where a schedule can't be emitted any more.
+    """
+    return {c.task.key: _gpu_kernel(c, target, toolchain) for c in choices}
+
+
+def _gpu_kernel(choice: Choice, target: Target, toolchain: str) -> Kernel:
+    task, schedule = choice.task, choice.schedule
+    definition = to_text(task.program)
+    tile = replay(task.program, schedule)
+    header = Header(task.doc, definition, schedule.to_json())
+    module = tile if isinstance(tile, Illegal) else emit(tile, header)
+    if isinstance(module, Illegal):
+        raise CompileError(f"{task.public_name} can't be emitted: {module.why}")
+    return GpuKernel(
+        key=choice.key, public_name=task.public_name, doc=task.doc, source=module.source,
+        definition=definition, schedule=schedule.to_json(), args=gpu_args(module),
+        latency_us=choice.tuned_us, peer_us=None, peer="none", target=target.key,
+        toolchain=toolchain, module=module, arch=target.arch,
+        facts={name: choice.facts[name] for name in FACTS},
+        bound=choice.bound,
+    )  # fmt: skip
+
+
 def _levels(target: Target) -> tuple[str, ...]:
     """The levels that lie below a target and are all it has in common with lesser CPUs."""
     if target.arch != "x86_64":
@@ -67,19 +110,18 @@ def _kernel(
     choice: Choice, attempt: Attempt, fallbacks: Mapping[str, Attempt], target: Target,
     toolchain: str,
 ) -> Kernel:  # fmt: skip
-    assert attempt.built is not None
+    assert isinstance(attempt.built, Built)
     task, schedule = choice.task, choice.schedule
     args = tuple(map(arg_from_json, attempt.built.args))
     builds = tuple(
         Build(Path(a.built.library).read_bytes(), parse_target(f"cpu:{level}").features)
         for level, a in fallbacks.items()
         # The signature is one: another layout of packed weights would need weights of its own.
-        if a.built is not None and tuple(map(arg_from_json, a.built.args)) == args
+        if isinstance(a.built, Built) and tuple(map(arg_from_json, a.built.args)) == args
         and not _needs(args, level)
     )  # fmt: skip
-    return Kernel(
-        key=hashlib.sha256(f"{task.key} {schedule.text}".encode()).hexdigest()[:32],
-        public_name=task.public_name, doc=task.doc, symbol=attempt.built.symbol,
+    return CpuKernel(
+        key=choice.key, public_name=task.public_name, doc=task.doc, symbol=attempt.built.symbol,
         library=Path(attempt.built.library).read_bytes(), source=attempt.built.source,
         definition=to_text(task.program), schedule=schedule.to_json(), args=args,
         cpu_features=target.features, latency_us=choice.tuned_us, peer_us=choice.peer_us,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import InputError
-from .kernel import Kernel, Packed
+from .kernel import Packed
+from .kinds import AnyKernel, kernel_of
 from .manifest import Manifest
 from .threads import thread_count
 
@@ -32,9 +33,9 @@ class Function:
     def __init__(self, manifest: Manifest, name: str) -> None:
         rows = [row for row in manifest.data["kernels"] if row["public_name"] == name]
         self.name = name
-        self.kernels = tuple(Kernel(manifest, row) for row in rows)
+        self.kernels = tuple(kernel_of(manifest, row) for row in rows)
         self.operands = tuple(v.name for v in self.kernels[0].operands)
-        self._by_signature: dict[Signature, Kernel] = {
+        self._by_signature: dict[Signature, AnyKernel] = {
             tuple((v.dtype, v.shape) for v in kernel.operands): kernel for kernel in self.kernels
         }
         self._threads = thread_count()
@@ -55,7 +56,7 @@ class Function:
             )
         return given
 
-    def kernel_for(self, given: Mapping[str, Any]) -> Kernel:
+    def kernel_for(self, given: Mapping[str, Any]) -> AnyKernel:
         """The kernel for the dtypes and shapes of operands, given by name."""
         if len(self.kernels) == 1:
             return self.kernels[0]  # which says itself what is wrong with an operand

@@ -27,7 +27,7 @@ class Packed:
 
     kernel: str  # key of the kernel
     operand: Value
-    buffers: Mapping[str, np.ndarray]  # by argument name
+    buffers: Mapping[str, Any]  # by argument name: arrays, or tensors of a GPU kernel
 
 
 class Kernel:
@@ -35,6 +35,8 @@ class Kernel:
 
     Threads that come first at the same time load it twice, which is harmless.
     """
+
+    device_types = ("cpu",)  # of a torch operator's tensors
 
     def __init__(self, manifest: Manifest, data: Mapping[str, Any]) -> None:
         self.data = data

@@ -116,9 +116,8 @@ class Launcher:
             else:
                 run()
 
-    def run(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs by name, in new tensors, from all others."""
-        device = next(iter(tensors.values())).device
+    def run(self, tensors: Mapping[str, Any], device: Any) -> dict[str, Any]:
+        """The outputs by name, in new tensors on `device`, from all others."""
         outputs = {b.name: empty(b, device) for b in self.plan.of_role("output")}
         self({**tensors, **outputs})
         return outputs

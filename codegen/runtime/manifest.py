@@ -14,6 +14,7 @@ from .errors import ChangedFileError, PackageError, UnsupportedMachineError
 
 FORMAT = 1
 FILE = "manifest.json"
+ANY_PLATFORM = "any"  # of packages without native code
 
 
 def canonical(data: Any) -> bytes:
@@ -115,7 +116,7 @@ def read(folder: Path | str, expect_digest: str | None = None) -> Manifest:
         raise ChangedFileError(f"{root / FILE} was changed after the package was written")
     if expect_digest is not None and not _same(digest, expect_digest):
         raise ChangedFileError(f"{root} has digest {digest}, but {expect_digest} is expected")
-    if data["platform"] != platform_name():
+    if data["platform"] not in (platform_name(), ANY_PLATFORM):
         raise UnsupportedMachineError(
             f"{root} holds kernels for {data['platform']}, and this is {platform_name()}"
         )

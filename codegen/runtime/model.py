@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,33 +19,18 @@ import numpy as np
 
 from . import threads as workers
 from .arrays import STORAGE, address, dense, empty, nbytes, public
-from .errors import InputError, KernelFailedError, PackageError
+from .errors import KernelFailedError, PackageError
+from .gpu_model import GpuModel
 from .island import BoundIsland, Island
 from .kernel import Kernel
+from .kinds import code_of
 from .manifest import Manifest, check_all, read
 from .memory import lifetimes, plan
-from .spec import Plan, Step, Value, plan_from_json
+from .spec import NATIVE, TRITON, Plan, Step, Value, plan_from_json
+from .steps import StepTime, StepValues, in_order, root_of
 from .weights import FILE, Weights
 
 Cells = dict[str, ctypes.c_void_p]
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """How long one step of the plan takes."""
-
-    name: str  # public name of the kernel, or the island
-    kernel: str | None  # key; None for an island
-    median_us: float
-
-
-@dataclass(frozen=True)
-class StepValues:
-    """What one step read and wrote, as copies, in the order of the step's arguments."""
-
-    name: str
-    kernel: str | None
-    arrays: tuple[np.ndarray, ...]
 
 
 class _Layout:
@@ -69,9 +53,7 @@ class _Layout:
         self.offsets, self.size = plan(lifetimes({**sizes, **spare}, touched))
 
     def root(self, name: str) -> str:
-        while name in self.aliases:
-            name = self.aliases[name]
-        return name
+        return root_of(name, self.aliases)
 
 
 class _Frame:
@@ -111,8 +93,6 @@ class Model:
     """
 
     def __init__(self, manifest: Manifest, threads: int) -> None:
-        if manifest.data["plan"] is None:
-            raise PackageError(f"{manifest.root} holds kernels only, no whole model")
         plan_ = plan_from_json(manifest.data["plan"])
         self.digest = manifest.digest
         self.threads = threads
@@ -207,14 +187,7 @@ class Model:
 
     def _take(self, inputs: Mapping[str, Any]) -> list[np.ndarray]:
         """Dense arrays in the order of `self.inputs`."""
-        if len(inputs) != len(self.inputs) or any(v.name not in inputs for v in self.inputs):
-            expected = ", ".join(f"{v.name} {v.dtype}{list(v.shape)}" for v in self.inputs)
-            wanted = {v.name for v in self.inputs}
-            missing, unknown = sorted(wanted - set(inputs)), sorted(set(inputs) - wanted)
-            said = [f"missing: {', '.join(missing)}"] if missing else []
-            said += [f"unknown: {', '.join(map(str, unknown))}"] if unknown else []
-            raise InputError(f"{'; '.join(said)}. The model takes {expected}")
-        return [dense(inputs[v.name], v) for v in self.inputs]
+        return [dense(x, v) for x, v in zip(in_order(inputs, self.inputs), self.inputs)]
 
     def _aim(self, frame: _Frame, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Points a frame at the inputs and at new memory for the outputs, which it returns."""
@@ -290,14 +263,24 @@ def _copy(value: Value, cell: ctypes.c_void_p) -> np.ndarray:
     return out
 
 
+TunedModel = Model | GpuModel
+_MODELS: Mapping[str, type[Model] | type[GpuModel]] = {NATIVE: Model, TRITON: GpuModel}
+
+
 def load(folder: Path | str, *, threads: int | None = None,
-         expect_digest: str | None = None) -> Model:
+         expect_digest: str | None = None) -> TunedModel:
     """The tuned model in a package's folder, every file of which is checked against its hash.
 
     Args:
-        threads: for the kernels; by default AUTOSCHED_NUM_THREADS, or every core there is.
+        threads: for kernels and islands on the CPU; by default AUTOSCHED_NUM_THREADS, or every
+            core there is.
         expect_digest: refuse any package but the one of this digest.
     """
     manifest = read(folder, expect_digest)
     check_all(manifest)
-    return Model(manifest, workers.thread_count(threads))
+    if manifest.data["plan"] is None:
+        raise PackageError(f"{manifest.root} holds kernels only, no whole model")
+    used = {step["kernel"] for step in manifest.data["plan"]["steps"]}
+    codes = {code_of(row) for row in manifest.data["kernels"] if row["key"] in used}
+    # All of a plan's kernels are of one code; a plan of islands alone needs none.
+    return _MODELS[max(codes, default=NATIVE)](manifest, workers.thread_count(threads))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+NATIVE, TRITON = "native", "triton"  # the code of a kernel: a C function, Triton functions
 ROLES = ("input", "weight", "packed", "output", "workspace")
 # An index expression over packed coordinates: ("axis", n), ("const", n) or (op, left, right).
 INDEX_OPS = ("add", "mul", "min", "max", "floordiv", "mod", "axis", "const")

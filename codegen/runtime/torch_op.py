@@ -23,7 +23,7 @@ def torch_op(function: Function, library: str, constants: Mapping[str, Any]) -> 
 
     Args:
         constants: operands by name, packed here once if the kernel packs them.
-    Returns: the operator; it takes CPU tensors by position and returns new ones.
+    Returns: the operator; it takes tensors by position and returns new ones.
     """
     try:
         torch = importlib.import_module("torch")
@@ -47,7 +47,7 @@ def torch_op(function: Function, library: str, constants: Mapping[str, Any]) -> 
     schema = f"({', '.join(f'Tensor x{n}' for n in range(len(free)))}) -> {results}"
     name = f"{library}::{function.name}_{next(_numbers)}"
     operator = torch.library.custom_op(
-        name, run, mutates_args=(), device_types="cpu", schema=schema
+        name, run, mutates_args=(), device_types=function.kernels[0].device_types, schema=schema
     )
     operator.register_fake(fake)
     made: Callable[..., Any] = operator
