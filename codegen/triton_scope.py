@@ -50,8 +50,14 @@ class Scopes:
         self._free: dict[Node, frozenset[str]] = {}
 
     def free(self, node: Node) -> frozenset[str]:
+        """The axes that a value depends on; of one result of a loop, those of all its results."""
         if node not in self._free:
-            self._free[node] = frozenset(a for a, _ in node.free)
+            own = frozenset(a for a, _ in node.free)
+            hidden = [self.free(s) - {a for a, _ in s.free} for s in node.src]
+            if node.op == "get":
+                hidden.append(self.free(node.src[0]))
+            bound = {node.attr[0]} if node.op in ("fold", "forall") else frozenset()
+            self._free[node] = own | (frozenset().union(*hidden) - bound)
         return self._free[node]
 
     def home(self, node: Node) -> int:

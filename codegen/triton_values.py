@@ -259,16 +259,17 @@ class Values:
             dims = (*val.dims[:at], *parts, *val.dims[at + 1 :])
             return Val(f"tl.reshape({val.text}, {self.shape(dims)})", dims, val.dtype)
         index = self.value(expr)
-        if not index.dims:
+        news = tuple(d for d in index.dims if d == axis or d not in val.dims)
+        if not news:
             return self.row(val, axis, index)
-        if len(index.dims) == 1 and index.dims[0] not in val.dims:
-            (new,) = index.dims
+        if len(news) == 1:
+            (new,) = news
             dims = tuple(new if d == axis else d for d in val.dims)
             wide = self.spread(index, dims)
             at = val.dims.index(axis)
             return Val(f"tl.gather({val.text}, {wide.text}, {at})", dims, val.dtype)
         raise Unsupported(f"a computed value is read along {axis} at places that vary along "
-                          f"{', '.join(index.dims)}")  # fmt: skip
+                          f"{', '.join(news)}")  # fmt: skip
 
     def split_of(self, axis: str, expr: Node) -> tuple[str, ...] | None:
         """The axes (outer first) that an axis is made of: expr = outer * size + inner ..."""
@@ -287,10 +288,11 @@ class Values:
         return tuple(a for _, a, _ in found) if below == self.size(axis) and found else None
 
     def row(self, val: Val, axis: str, index: Val) -> Val:
-        """One row of a tensor: the sum over rows of which all others are 0."""
+        """One row of a tensor, or another one at every place of its other dimensions: the sum over
+        rows of which all others are 0."""
         val = self.named(val, "rows")
         at = self.aligned(self.coordinates(axis), val.dims)
-        hit = f"{at.text} == {index.inside(BITOR)}"
+        hit = f"{at.text} == {self.aligned(index, val.dims).inside(BITOR)}"
         n = val.dims.index(axis)
         dims = val.dims[:n] + val.dims[n + 1 :]
         if val.dtype == "bool":

@@ -45,6 +45,9 @@ class NoBlock(Exception):
     """A value that has no form over boxes; the message says why."""
 
 
+_OPEN = const(-1, "int32")  # the coordinate of an axis for which a loop has yet to choose one
+
+
 @dataclass(frozen=True)
 class Serial:
     """An axis that one program walks block by block: (the loop, its trips, last block first)."""
@@ -120,7 +123,7 @@ class Blocks(BlockAxes):
     def _at(self, node: Node, env: dict[str, Node]) -> Node:
         home = self.homes.get(node)
         if home is not None:
-            return self.read(home.handle, [env[d] for d in home.dims] or [as_node(0)])
+            return self.read(home.handle, [env[d] for d in home.dims])
         match node.op:
             case "input":
                 return self.read(node, [env[axis] for axis, _ in node.attr[1]])
@@ -305,8 +308,8 @@ class Blocks(BlockAxes):
 
     def _fold(self, node: Node, env: dict[str, Node]) -> tuple[Node, dict[str, Node]]:
         """The loop of a fold and the coordinates that it is made at. Axes that `env` lacks are
-        those of the kernel, and whole where it has none of that name; so are axes along which
-        the steps read the states at other places, or `env` varies with the step."""
+        those of the kernel; where it has none of that name, the one place that the steps read.
+        Axes that are read at several places, or where `env` varies with the step, are whole."""
         axis, names = node.attr[:2]
         extents = {a: e for kind in node.types for a, e in kind.axes if a != axis}
         step = iota(self.name(f"{axis}.s", axis, self._steps(node)), self._steps(node))
@@ -314,21 +317,23 @@ class Blocks(BlockAxes):
             raise NoBlock(f"the loop over {axis} is read at another step than the one it is at")
         coords = {}
         for a, e in {**extents, **{a: 0 for a in env if a != axis}}.items():
-            at = env.get(a, self.own.get(a))
-            varies = at is not None and step.attr[0] in dict(at.free)
-            coords[a] = self.whole(a, int(str(e))) if at is None or varies else at
+            at = env.get(a, self.own.get(a, _OPEN))
+            varies = step.attr[0] in dict(at.free)
+            coords[a] = self.whole(a, int(str(e))) if varies else at
         while True:
             try:
-                return self._fold_at(node, coords, step), coords
+                made = self._fold_at(node, coords, step)
             except _ElsewhereError as wish:
                 if wish.state not in names:
                     raise
-                fits = wish.axis not in env and not self._inner(wish.at, step)
-                chosen = coords[wish.axis] is self.own.get(wish.axis)
-                whole = self.whole(wish.axis, int(str(extents[wish.axis])))
-                if coords[wish.axis] is whole and not fits:
-                    raise NoBlock(str(wish)) from wish
-                coords[wish.axis] = wish.at if fits and not chosen else whole
+                a = wish.axis
+                free = coords[a] is _OPEN and not self._inner(wish.at, step)
+                coords[a] = wish.at if free else self.whole(a, int(str(extents[a])))
+                continue
+            left = [a for a, at in coords.items() if at is _OPEN]
+            if not left:
+                return made, coords
+            coords |= {a: self.whole(a, int(str(extents[a]))) for a in left}
 
     def _fold_at(self, node: Node, coords: dict[str, Node], step: Node) -> Node:
         _, names, n_intervals, _ = node.attr

@@ -26,6 +26,26 @@ def merged_folds(values: Sequence[Node]) -> list[Node]:
         out = [replace_nodes(v, table) for v in out]
 
 
+def without_unread(values: Sequence[Node]) -> list[Node]:
+    """The values with folds that stack only what is read."""
+    read: dict[Node, set[int]] = {}
+    for node in walk(*values):
+        if node.op == "get" and node.src[0].op == "fold":
+            read.setdefault(node.src[0], set()).add(node.attr[0])
+    table: dict[Node, Node] = {}
+    for loop, used in read.items():
+        axis, names, n_intervals, n_outs = loop.attr
+        kept = [k for k in range(n_outs) if len(names) + k in used]
+        if len(kept) == n_outs:
+            continue
+        outs = loop.src[len(loop.src) - n_outs :]
+        src = (*loop.src[: len(loop.src) - n_outs], *(outs[k] for k in kept))
+        made = Node("fold", src, (axis, names, n_intervals, len(kept)))
+        places = [*range(len(names)), *(len(names) + k for k in kept)]
+        table |= {get(loop, k): get(made, n) for n, k in enumerate(places) if k in used}
+    return [replace_nodes(v, table) for v in values] if table else list(values)
+
+
 def _group(values: Sequence[Node]) -> list[Node]:
     """Folds with one header that are independent of each other, or none."""
     folds = [n for n in walk(*values) if n.op == "fold"]

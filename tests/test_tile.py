@@ -12,7 +12,23 @@ import tile_programs as T
 from autosched.ir.define import algebra
 from autosched.ir.interp import evaluate
 from autosched.ir.node import Program, walk
-from autosched.ir.ops import cast, exp, input_, iota, max_, reaxis, scan, sum_, take, where
+from autosched.ir.ops import (
+    carry,
+    cast,
+    const,
+    exp,
+    fold,
+    get,
+    input_,
+    iota,
+    max_,
+    reaxis,
+    rename,
+    scan,
+    sum_,
+    take,
+    where,
+)
 from autosched.ir.rules import tile
 from autosched.ir.rules.action import Illegal, act
 from autosched.ir.schedule import Schedule, replay
@@ -148,6 +164,7 @@ def code(program: Program, **args: object) -> str:
 
 def test_refusals() -> None:
     gemm = PROGRAMS["gemm"]
+    running = carry("s", "float32", {"b": 3}) + input_("x", {"b": 3, "t": 9})
     good = [[["m", 16], ["n", 16]], [["k", 16]], []]
     made = tile.apply(gemm, act("tile", plans=[good]))
     assert isinstance(made, Program)
@@ -155,8 +172,12 @@ def test_refusals() -> None:
     assert code(gemm, keep=[99], plans=[good]) == "NO_SUCH_CANDIDATE"
     assert code(gemm, plans=[good, good]) == "PLANS"
     assert code(gemm, plans=[[[["m", 16]], [], []]]) == "PLANS"
-    whole = [[["b", 1], ["h", 1], ["t", 16], ["d", 0], ["e", 16]], [], []]
-    assert code(PROGRAMS["delta"], plans=[whole]) == "NO_BLOCK"  # a loop is read at its steps
+    sums = get(fold("t", [(0, 9)], {"s": (const(0.0, "float32"), running)}, [running]), 1)
+    program = algebra(y=("b t", sums))
+    whole = [[["b", 1], ["t", 16]], [], []]
+    assert code(program, plans=[whole]) == "NO_BLOCK"  # a loop is read at its steps
+    racy = [[["b", 1], ["h", 1], ["t", "step"], ["d", 4], ["e", 16]], [], []]
+    assert code(PROGRAMS["delta"], plans=[racy]) == "PLANS"
 
 
 def means_the_program(program: Program, made: Program | Illegal, seed: int) -> None:
@@ -170,8 +191,13 @@ def means_the_program(program: Program, made: Program | Illegal, seed: int) -> N
 
 def test_states_that_are_read_elsewhere_are_whole() -> None:
     """Blocks of an axis along which the steps sum the state: the loop makes all of it for each."""
-    plan = [[["b", 1], ["h", 1], ["t", "step"], ["d", 4], ["e", 16]], [], []]
-    program = PROGRAMS["delta"]
+    x, w = input_("x", {"b": 5, "d": 12}), input_("w", {"d": 12, "k": 12})
+    state = carry("s", "float32", {"b": 5, "d": 12})
+    moved = sum_("k", rename(state, {"d": "k"}) * w)
+    turned = take(state, "d", 11 - iota("d", 12))
+    loop = fold("t", [(0, 3)], {"s": (x, moved / 4.0 + turned)})
+    program = algebra(y=("b d", get(loop, 0)))
+    plan = [[["b", 2], ["d", 4]], [], []]
     means_the_program(program, tile.apply(program, act("tile", plans=[plan])), 6)
 
 

@@ -172,14 +172,14 @@ def test_kmeans_update_keeps_empty_clusters() -> None:
     def reference(x: Arrays, s: Any) -> Arrays:
         count = np.stack([np.bincount(row, minlength=s.k) for row in x["ids"]])
         assert (count[:, -1] == 0).all()
-        return {"c": means(x["x"], x["ids"], x["c"]), "count": count}
+        return {"centres": means(x["x"], x["ids"], x["c"]), "count": count}
 
     check("kmeans_update", reference)
 
 
 def test_kmeans_step() -> None:
     def reference(x: Arrays, s: Any) -> Arrays:
-        return {"c": means(x["x"], nearest(x["x"], x["c"]), x["c"])}
+        return {"centres": means(x["x"], nearest(x["x"], x["c"]), x["c"])}
 
     check("kmeans_step", reference)
 

@@ -8,7 +8,19 @@ from typing import Any
 from autosched.datasets.workloads.masks import allows
 from autosched.datasets.workloads.softmax import size, softmax_over
 from autosched.ir.node import Node
-from autosched.ir.ops import cast, eq, iota, minimum, reaxis, rename, scan, sum_, take, where
+from autosched.ir.ops import (
+    cast,
+    eq,
+    iota,
+    map_,
+    minimum,
+    reaxis,
+    rename,
+    scan,
+    sum_,
+    take,
+    where,
+)
 
 
 def in_blocks(x: Node, axis: str, block: int, outer: str, inner: str) -> Node:
@@ -43,10 +55,12 @@ def block_mean(x: Node, axis: str, block: int, outer: str) -> Node:
 
 def larger(x: Node, axis: str, other: str) -> Node:
     """Whether the element at `other` comes before that at `axis` in descending order; of equal
-    ones the first does."""
+    ones the first does, and none before itself, even where a kernel computes it twice and rounds
+    differently."""
     n = size(x, axis)
+    at, to = iota(axis, n), iota(other, n)
     peer = rename(x, {axis: other})
-    return (peer > x) | (eq(peer, x) & (iota(other, n) < iota(axis, n)))
+    return map_("ne", to, at) & ((peer > x) | (eq(peer, x) & (to < at)))
 
 
 def rank(x: Node, axis: str) -> Node:

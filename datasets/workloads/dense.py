@@ -128,7 +128,7 @@ def kmeans_update(*, b: int, n: int, k: int, d: int, dtype: str = "float16") -> 
     s = {"b": b, "n": n, "k": k, "d": d}
     (x, c), (ids,) = inputs(s, dtype, x="b n d", c="b k d"), inputs(s, "int32", ids="b n")
     means, count = centres(x, ids, c)
-    return results(dtype, c=("b k d", means), count=("b k", cast(count, "int32")))
+    return results(dtype, centres=("b k d", means), count=("b k", cast(count, "int32")))
 
 
 @workload("F6", "C R P", KMEANS, KMEANS_SHAPES)
@@ -136,7 +136,7 @@ def kmeans_step(*, b: int, n: int, k: int, d: int, dtype: str = "float16") -> Pr
     """One round: every point to its nearest centre, every centre to the mean of its points."""
     x, c = inputs({"b": b, "n": n, "k": k, "d": d}, dtype, x="b n d", c="b k d")
     means, _ = centres(x, nearest(x, c), c)
-    return results(dtype, c=("b k d", means))
+    return results(dtype, centres=("b k d", means))
 
 
 def run_ends(rng: np.random.Generator, shape: tuple[int, ...], sizes: Sizes) -> np.ndarray:

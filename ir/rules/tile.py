@@ -31,7 +31,7 @@ from autosched.ir.blocks import Blocks, NoBlock, Serial
 from autosched.ir.elsewhere import loop_of, loop_results
 from autosched.ir.expand import Home, fresh
 from autosched.ir.extent import as_node, ext_cdiv, simplify
-from autosched.ir.fuse import merged_folds
+from autosched.ir.fuse import merged_folds, without_unread
 from autosched.ir.node import Extent, Node, Output, Program, replace_nodes, walk
 from autosched.ir.ops import Dim, buffer, forall, iota, kernel, knob, store
 from autosched.ir.products import DotTypes
@@ -195,6 +195,12 @@ def _misfit(group: Group, plan: Plan) -> str:
     given = [a for a, _, _ in plan[0]]
     if sorted(given) != sorted(wanted):
         return f"the kernel of {group[0][0].name} has the axes {sorted(wanted)}, not {given}"
+    extents = {a: e for o, _ in group for a, e in zip(o.dims, o.extents)}
+    grid = {a for a, size, how in plan[0] if size not in (0, STEP) and how in ("", REVERSE)}
+    for out, _ in group:
+        again = [a for a in sorted(grid - {*out.dims}) if extents[a] != 1]
+        if again:
+            return f"blocks along {again} would all store {out.name}, which has no such axis"
     return ""
 
 
@@ -237,7 +243,7 @@ def _kernel(
             else:
                 grid.append((outer, trips))
     values = [blocks.at(v, {a: blocks.own[a] for a in v.names}) for _, v in group]
-    values = merged_folds(values)
+    values = merged_folds(without_unread(values))
     body = [_stored(o, handles[o.name], v, blocks, steps) for (o, _), v in zip(group, values)]
     persistent = "persistent" if facts.get("persistent") else "grid"
     for name, trips in reversed(grid):
@@ -266,7 +272,7 @@ def _stored(
             starts.append(at)
             dims.append(None)
     mask = blocks.conditions(*(blocks.own[a] for a in out.dims))
-    stmt = store(handle, value, starts or [as_node(0)], dims or [None], mask)
+    stmt = store(handle, value, starts, dims, mask)
     for axis in out.dims:
         if axis in steps:
             name, extent = steps[axis]
