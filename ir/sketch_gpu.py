@@ -32,6 +32,7 @@ LINE_BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 # Of an axis that one pass over a chain of reduces walks: with a contraction in it, and without.
 PASS_BLOCKS, PASS_LINES = (32, 64, 128), (512, 2048, 8192)
 WHOLE = 256  # elements of a matrix axis that stay in one box
+LONGEST_SIDE = 512  # of one whose rows are reduced, too: cut, each block would compute all of it
 LONG_LINE = 16384  # elements of a row that stay in one box
 REGISTER_BYTES = 4 * 255  # of one thread
 MAX_LIVE = 2 / 3  # share of the registers that boxes may take; the rest is for addresses
@@ -375,7 +376,8 @@ def _stays_whole(axis: str, extent: int, axes: _Axes) -> bool:
     if axis in axes.moved or (axis in axes.states and axis in axes.inside):
         return True
     if axis in axes.left:
-        return axis in axes.recomputed and extent <= WHOLE
+        most = LONGEST_SIDE if axis in axes.reduced else WHOLE if axis in axes.recomputed else 0
+        return extent <= most
     return axis in axes.reduced
 
 
