@@ -43,6 +43,21 @@ BOUND = act(
     loops=["n.o:grid", "m.o:grid", "m.u:unroll", "n.u:unroll", "n.l:lane"],
 )  # fmt: skip
 PACKED = act("place", nest="y", operand="w", home="packed")
+FACTS = [["warps", 4], ["stages", 3]]
+BLOCKED = act(
+    "tile", keep=[], narrow=True, precision="tf32",
+    plans=[[[["m", 16], ["n", 16]], [["k", 16]], FACTS]],
+)  # fmt: skip
+ONE_PASS = act(
+    "tile", keep=[], narrow=True, precision="",
+    plans=[[[["b", 1], ["h", 1], ["i", 16], ["e", 0]], [["d", 0]], FACTS]],
+)  # fmt: skip
+
+
+def causal() -> Program:
+    return attention(1, 2, 40, 16)
+
+
 CASES: dict[str, Case] = {
     "inline": Case(lambda: softmax(5, 12), (), act("inline", keep=[])),
     "split": Case(product, (INLINED,), COLUMNS),
@@ -58,6 +73,12 @@ CASES: dict[str, Case] = {
         act("trim", nest="t0"),
     ),
     "match_dot": Case(product, (INLINED,), act("match_dot", nest="y")),
+    "exp2": Case(lambda: attention(1, 2, 4, 3, j=6), (), act("exp2")),
+    "tile": Case(product, (), BLOCKED),
+    "skip": Case(
+        causal, (act("cascade", axis="j", block=16), ONE_PASS),
+        act("skip", axis="j.blk.s", whole=True),
+    ),
     "inline_fold": Case(lambda: delta_algebra(1, 2, 5, 3, 4), (), act("inline", keep=[7])),
 }
 
