@@ -6,7 +6,7 @@ also of other models' tasks on this machine, then each batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from autosched.costmodel.features import FeatureTable, concatenate
 from autosched.costmodel.gbm import GbmModel
 from autosched.costmodel.model import Rows
 from autosched.costmodel.rows import training_rows
+from autosched.datasets.shipped import shipped_records
 from autosched.datasets.store import Store
+from autosched.ir.target import Target
 from autosched.ir.text import parse
 from autosched.search.strategy import Result
 from autosched.tools.campaign import Bench, TaskState
@@ -43,13 +45,15 @@ class Learner:
         return f"boosted trees on {self.count} records" if self.model.members else "roofline"
 
     def read(self, store: Store, bench: Bench, states: Sequence[TaskState]) -> None:
-        """Takes in what the store knows: of the tasks at hand, and of others on this machine."""
+        """Takes in what the store knows: of the tasks at hand, and of others on this machine; and
+        the logs that come with the package, of other workloads on such a device."""
         own = {s.key for s in states}
         found = store.records(target=bench.target.key, toolchain=bench.toolchain, peers=False)
         others = [r for r in found if r.workload not in own and r.latency_us is not None][-OTHERS:]
         texts = store.workloads()
         programs = {key: parse(texts[key]) for key in sorted({r.workload for r in others})}
-        self._others = training_rows(others, programs, bench.target)
+        parts = [training_rows(others, programs, bench.target), shipped_rows(bench.target, own)]
+        self._others = _joined([p for p in parts if p is not None])
         self.learn(states)
 
     def learn(self, states: Sequence[TaskState]) -> None:
@@ -82,6 +86,13 @@ class Learner:
             assert joined is not None
             self._mine[state.key] = joined
         return bool(timed)
+
+
+def shipped_rows(target: Target, without: Collection[str] = ()) -> Rows | None:
+    """What the package's own logs know of a target, except of some workloads."""
+    records, texts = shipped_records(target.key)
+    programs = {key: parse(texts[key]) for key in sorted(set(texts) - set(without))}
+    return training_rows(records, programs, target)
 
 
 def _rows(state: TaskState, sketch: int, results: Sequence[Result]) -> Rows:
