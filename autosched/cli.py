@@ -241,8 +241,8 @@ def show(
     task: Annotated[int | None, typer.Option(
         metavar="N", min=0, help="A task by its number; without it, the list of tasks.")] = None,
     level: Annotated[str, typer.Option(
-        metavar="algebra|tile|tvm", help="What it computes; each action of its schedule and what "
-        "comes of it; what is compiled.")] = "tile",
+        metavar="algebra|tile|tvm|triton", help="What it computes; each action of its schedule and "
+        "what comes of it; what is compiled for a CPU, for a GPU.")] = "tile",
     shape: Shapes = None,
     target: TargetName = "auto",
     kernels: Annotated[Path | None, typer.Option(

@@ -247,7 +247,7 @@ def showing(found: Showing, out: Console) -> None:
         return
     for view in found.views:
         out.print(Text(f"# {view.title}", style="bold"), soft_wrap=True)
-        if view.title == "tvm" and out.is_terminal:
+        if view.title in ("tvm", "triton") and out.is_terminal:
             out.print(Syntax(view.text, "python", background_color="default"))
         else:
             out.print(view.text, soft_wrap=True)

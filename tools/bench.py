@@ -91,6 +91,10 @@ def bench(model: Path | str, kernels: Path | str, *, against: str = "onnxruntime
         raise ModelError(f"--against {against!r}: the peers are {', '.join(PEERS)}")
     package = open_package(model, kernels)
     shapes, target = package.shapes, parse_target(package.target)
+    if target.kind != "cpu":
+        raise ModelError(f"{kernels} holds kernels for {target.name}, and {against} runs on the "
+                         "CPU: there is no fair race. `autosched tune` on such a GPU measures "
+                         "them; the times are in manifest.json")  # fmt: skip
     graph = load_model(model, shapes)
     arrays = draw_model_inputs(graph, seed) if inputs is None else read_npz(Path(inputs))
     package.model.run(arrays)  # a mistake in the inputs is said before anything is timed

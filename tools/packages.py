@@ -9,7 +9,7 @@ from typing import Any
 
 from autosched.codegen.runtime.errors import PackageError
 from autosched.codegen.runtime.manifest import Manifest, hash_file, read
-from autosched.codegen.runtime.model import Model, load
+from autosched.codegen.runtime.model import TunedModel, load
 from autosched.ir.graph import ModelError
 
 
@@ -18,7 +18,7 @@ class Package:
     """A package and its model, loaded."""
 
     manifest: Manifest
-    model: Model
+    model: TunedModel
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

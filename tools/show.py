@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from autosched.codegen.build import Request, lower
 from autosched.codegen.runtime.manifest import read
+from autosched.codegen.triton import Header, emit
 from autosched.costmodel.gbm import GbmModel
 from autosched.ir.frontend.onnx import load_model
 from autosched.ir.graph import ModelError
 from autosched.ir.node import Program
 from autosched.ir.partition import Task, partition
 from autosched.ir.rules.action import Illegal
-from autosched.ir.schedule import Schedule, run_actions
+from autosched.ir.schedule import Schedule, replay, run_actions
 from autosched.ir.target import Target, parse_target
 from autosched.ir.text import parse, to_text
 from autosched.search.strategy import ask
 from autosched.tools.campaign import open_task, plain_schedules
 
-LEVELS = ("algebra", "tile", "tvm")
+LEVELS = ("algebra", "tile", "tvm", "triton")
+SOURCES: Mapping[str, str] = {"cpu": "tvm", "gpu": "triton"}  # kind of a target: its last level
 
 
 @dataclass(frozen=True)
 class View:
-    """A program as text, and what made it: "algebra", an action, or "tvm"."""
+    """A program as text, and what made it: "algebra", an action, "tvm" or "triton"."""
 
     title: str
     text: str
@@ -85,6 +87,9 @@ def show(model: Path | str, *, task: int | None = None, level: str = "tile",
             for k in manifest["kernels"]
         }
     device = parse_target(target)
+    if level in SOURCES.values() and level != SOURCES[device.kind]:
+        raise ModelError(f"--level {level}: kernels for {device.name} are written in "
+                         f"{SOURCES[device.kind]}; use --level {SOURCES[device.kind]}")  # fmt: skip
     graph = load_model(model, known)
     tasks = partition(graph, device).tasks
     total = sum(t.flops * t.count for t in tasks) or 1
@@ -106,7 +111,10 @@ def default_schedule(task: Task, target: Target) -> Schedule:
     """The schedule that the cost model puts first before anything is measured."""
     state = open_task(task, target, 0, GbmModel(0))
     picks = ask(state.search, 1, state.score)
-    return state.search.space.schedule(picks[0]) if picks else plain_schedules(task)[0]
+    found = [state.search.space.schedule(c) for c in picks] or plain_schedules(task, target)
+    if not found:
+        raise ModelError(f"{task.public_name} has no schedule for {target.name}: please report it")
+    return found[0]
 
 
 def _views(task: Task, schedule: Schedule, target: Target, level: str) -> Iterator[View]:
@@ -122,8 +130,26 @@ def _views(task: Task, schedule: Schedule, target: Target, level: str) -> Iterat
                     "version of autosched; tune again"
                 )
             yield View(str(action), to_text(program))
-    elif level == "tvm":
-        lowered = lower(Request(task.program, schedule, task.public_name), target)
-        if isinstance(lowered, Illegal):
-            raise ModelError(f"this schedule can't be compiled ({lowered.why}); tune again")
-        yield View("tvm", lowered.source)
+    elif level in _SOURCE:
+        source = _SOURCE[level](task, schedule, target)
+        if isinstance(source, Illegal):
+            raise ModelError(f"this schedule can't be compiled ({source.why}); tune again")
+        yield View(level, source)
+
+
+def _tvm(task: Task, schedule: Schedule, target: Target) -> str | Illegal:
+    lowered = lower(Request(task.program, schedule, task.public_name), target)
+    return lowered if isinstance(lowered, Illegal) else lowered.source
+
+
+def _triton(task: Task, schedule: Schedule, target: Target) -> str | Illegal:
+    tile = replay(task.program, schedule)
+    if isinstance(tile, Illegal):
+        return tile
+    module = emit(tile, Header(task.doc, "", schedule.to_json()))
+    return module if isinstance(module, Illegal) else module.source
+
+
+_SOURCE: Mapping[str, Callable[[Task, Schedule, Target], str | Illegal]] = {
+    "tvm": _tvm, "triton": _triton,
+}  # fmt: skip

@@ -17,7 +17,7 @@ import numpy as np
 
 from autosched.codegen.check import REL_L2_BOUND, bound_dtype, compare
 from autosched.codegen.package_weights import raw_name
-from autosched.codegen.runtime.model import Model
+from autosched.codegen.runtime.model import TunedModel
 from autosched.codegen.runtime.spec import KernelArg
 from autosched.ir.frontend.onnx import load_model
 from autosched.ir.graph import ModelGraph
@@ -100,7 +100,8 @@ def verify(model: Path | str, kernels: Path | str, *, inputs: Path | str | None 
     tuned = package.model
     graph = load_model(model, package.shapes)
     arrays = draw_model_inputs(graph, seed) if inputs is None else read_npz(Path(inputs))
-    outputs = tuple(_outputs(tuned, graph, Path(model), arrays))
+    coarse = _coarser(*(k.data.get("bound") for k in tuned.kernels.values()))
+    outputs = tuple(_outputs(tuned, graph, Path(model), arrays, coarse))
     constants = constants_of(graph, partition(graph, parse_target(package.target)))
     return Verification(outputs, _kernels(tuned, arrays, constants), tuned.digest)
 
@@ -108,12 +109,13 @@ def verify(model: Path | str, kernels: Path | str, *, inputs: Path | str | None 
 # ---- the whole model ---------------------------------------------------------------------------
 
 
-def _outputs(tuned: Model, graph: ModelGraph, model: Path,
-             arrays: Mapping[str, np.ndarray]) -> Iterator[OutputCheck]:
+def _outputs(tuned: TunedModel, graph: ModelGraph, model: Path, arrays: Mapping[str, np.ndarray],
+             coarse: str | None = None) -> Iterator[OutputCheck]:
+    """coarse: a dtype as coarse as the arithmetic of some kernel."""
     ours = {name: _wide(a) for name, a in tuned.run(arrays).items()}
     exact = _float64(graph, arrays)
     peer = _peer(model, arrays, needed=exact is None)
-    dtypes = {v.name: bound_dtype(v.node) for v in graph.outputs}
+    dtypes = {v.name: _bound(bound_dtype(v.node), coarse) for v in graph.outputs}
     bounds = {name: REL_L2_BOUND[d] if d is not None else 0.0 for name, d in dtypes.items()}
     for name, mine in ours.items():
         allowed, theirs = bounds[name], None
@@ -176,15 +178,16 @@ def _float64(graph: ModelGraph, arrays: Mapping[str, np.ndarray]) -> dict[str, n
 # ---- kernel by kernel --------------------------------------------------------------------------
 
 
-def _kernels(tuned: Model, arrays: Mapping[str, np.ndarray],
+def _kernels(tuned: TunedModel, arrays: Mapping[str, np.ndarray],
              constants: Mapping[str, RawConstant]) -> tuple[KernelCheck, ...]:
     programs = {key: parse(kernel.data["definition"]) for key, kernel in tuned.kernels.items()}
     found: dict[str, list[tuple[float, float, str | None]]] = {key: [] for key in programs}
     for (plan, _), step in zip(tuned.steps, tuned.trace(arrays), strict=True):
         if step.kernel is not None:
-            args = tuned.kernels[step.kernel].args
-            operands = _operands(args, plan.args, step.arrays, constants)
-            found[step.kernel].append(_step(programs[step.kernel], operands))
+            kernel = tuned.kernels[step.kernel]
+            operands = _operands(kernel.args, plan.args, step.arrays, constants)
+            coarse = kernel.data.get("bound")
+            found[step.kernel].append(_step(programs[step.kernel], operands, coarse))
     return tuple(
         KernelCheck(
             tuned.kernels[key].data["public_name"], key, len(runs),
@@ -218,8 +221,13 @@ def _operands(args: tuple[KernelArg, ...], names: Sequence[str], arrays: Sequenc
         yield _Operand(known, dtype, arg.role == "output", array)
 
 
-def _step(program: Program, operands: Iterable[_Operand]) -> tuple[float, float, str | None]:
-    """(worst relative error, its bound, what is wrong or None) of one run of a kernel."""
+def _step(
+    program: Program, operands: Iterable[_Operand], coarse: str | None = None
+) -> tuple[float, float, str | None]:
+    """(worst relative error, its bound, what is wrong or None) of one run of a kernel.
+
+    coarse: a dtype as coarse as the kernel's arithmetic, where that was asked for.
+    """
     every = tuple(operands)
     want = evaluate(program, {o.name: o.array for o in every if not o.made})
     dtypes = {o.name: bound_dtype(b) for o, b in zip(program.outputs, program.body, strict=True)}
@@ -228,8 +236,19 @@ def _step(program: Program, operands: Iterable[_Operand]) -> tuple[float, float,
         a, b = out.array, want[out.name]
         if a.dtype == np.bool_:
             a, b = a.astype(np.uint8), b.astype(np.uint8)
-        result = compare(a, b, dtypes[out.name])
+        result = compare(a, b, _bound(dtypes[out.name], coarse))
         if result.rel_l2 >= worst:
             worst, bound = result.rel_l2, result.bound
         reason = reason or (None if result.ok else f"{out.name}: {result.reason}")
     return worst, bound, reason
+
+
+def _bound(dtype: str | None, coarse: str | None) -> str | None:
+    """Whose error bound holds for an output; None for one that is exact whatever computes it."""
+    return None if dtype is None else _coarser(dtype, coarse)
+
+
+def _coarser(*dtypes: str | None) -> str | None:
+    """The dtype with the widest bound; None where there is none."""
+    known = [d for d in dtypes if d is not None]
+    return max(known, key=lambda d: REL_L2_BOUND[d], default=None)
