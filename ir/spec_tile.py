@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autosched.ir.extent import knobs_of, simplify
+from autosched.ir.follows import conjuncts
 from autosched.ir.linear import range_of
 from autosched.ir.node import Node, walk
 from autosched.ir.scope import scope_of
@@ -170,7 +171,8 @@ def _bounds_vary(view: View) -> Found:
 
 
 def _races(view: View) -> Found:
-    """Iterations that run together store to places of their own, or to scratch of their own."""
+    """Iterations that run together store to places of their own, or to scratch of their own, or
+    but one of them stores."""
     for s in view.statements:
         for loop in s.loops:
             axis, bind = loop.attr
@@ -178,7 +180,17 @@ def _races(view: View) -> Found:
                 continue
             if s.handle.attr[3] in ("scratch", "shared") and _private(view, s.handle, loop):
                 continue
+            if axis in _singled_out(s.store):
+                continue
             yield s.path, f"every iteration of the {bind} loop over {axis!r} stores to one place"
+
+
+def _singled_out(store: Node) -> set[str]:
+    """The axes at one number of which alone something is stored."""
+    _, masked = store.attr
+    tests = conjuncts(store.src[-1]) if masked else ()
+    pairs = (t.src for t in tests if t.attr[0] == "eq")
+    return {a.attr[0] for a, b in pairs if a.op == "iota" and b.op == "const"}
 
 
 def _private(view: View, handle: Node, loop: Node) -> bool:

@@ -176,8 +176,16 @@ def test_refusals() -> None:
     program = algebra(y=("b t", sums))
     whole = [[["b", 1], ["t", 16]], [], []]
     assert code(program, plans=[whole]) == "NO_BLOCK"  # a loop is read at its steps
-    racy = [[["b", 1], ["h", 1], ["t", "step"], ["d", 4], ["e", 16]], [], []]
-    assert code(PROGRAMS["delta"], plans=[racy]) == "PLANS"
+
+
+def test_programs_along_axes_that_an_output_lacks_store_it_once() -> None:
+    program = PROGRAMS["delta"]
+    plan = [[["b", 1], ["h", 1], ["t", "step"], ["d", 4], ["e", 16]], [], []]
+    made = tile.apply(program, act("tile", plans=[plan]))
+    means_the_program(program, made, 0)
+    assert isinstance(made, Program)
+    masks = [str(to_text(made)).split(f"store %{o}")[1].splitlines()[0] for o in "os"]
+    assert ["d.o == 0" in m for m in masks] == [True, False]
 
 
 def means_the_program(program: Program, made: Program | Illegal, seed: int) -> None:

@@ -24,7 +24,8 @@ Loops over one axis that do not depend on each other become one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from autosched.ir.blocks import Blocks, NoBlock, Serial
@@ -33,7 +34,7 @@ from autosched.ir.expand import Home, fresh
 from autosched.ir.extent import as_node, ext_cdiv, simplify
 from autosched.ir.fuse import merged_folds, without_unread
 from autosched.ir.node import Extent, Node, Output, Program, replace_nodes, walk
-from autosched.ir.ops import Dim, buffer, forall, iota, kernel, knob, store
+from autosched.ir.ops import Dim, buffer, eq, forall, iota, kernel, knob, store
 from autosched.ir.products import DotTypes
 from autosched.ir.rules import inline
 from autosched.ir.rules.action import Action, Illegal
@@ -123,14 +124,17 @@ def stages(program: Program, kept: Sequence[Node]) -> list[Group]:
 
 
 def _made_inside(group: Group, host: Group, kept: set[Node]) -> bool:
-    """Whether the host's values are computed from the group's, or by the same loop, and what
-    lacks an axis of the others takes all of it."""
-    axes = {a for o, _ in (*group, *host) for a in o.dims}
-    if any(axes - {*o.dims} - _bound_axes(v, kept) for o, v in (*group, *host)):
+    """Whether the host works along all of the group's axes and does loops of its values, and what
+    else these take runs over the same axes: one kernel reads for both what two would read."""
+    own = {a for o, _ in host for a in o.dims}
+    own |= _bound_axes({n for _, v in host for n in _loops_of(v, kept)})
+    if not {a for o, _ in group for a in o.dims} <= own:
         return False
     below = set(walk(*(v for _, v in host)))
-    sources = {s for _, v in group for s in _loops_of(v)}
-    return all(v in below or (sources and sources <= below) for _, v in group)
+    if all(v in below for _, v in group):
+        return True
+    loops = {n for _, v in group for n in _loops_of(v, kept)}
+    return bool(loops & below) and _bound_axes(loops - below) <= _bound_axes(loops & below)
 
 
 def _makers_first(groups: Sequence[Group]) -> list[Group]:
@@ -147,12 +151,8 @@ def _makers_first(groups: Sequence[Group]) -> list[Group]:
     return out
 
 
-def _loops_of(value: Node) -> set[Node]:
-    return {n for n in walk(value) if n.op in ("reduce", "fold", "scan")}
-
-
-def _bound_axes(value: Node, kept: set[Node]) -> set[str]:
-    """The axes that loops below a value run over."""
+def _loops_of(value: Node, kept: Collection[Node] = ()) -> set[Node]:
+    """The loops of a value, but for those of the kernels of what it keeps."""
     seen: set[Node] = set()
     todo = [value]
     while todo:
@@ -160,8 +160,16 @@ def _bound_axes(value: Node, kept: set[Node]) -> set[str]:
         if node not in seen and (node is value or node not in kept):
             seen.add(node)
             todo.extend(node.src)
-    reduces = {a for n in seen if n.op == "reduce" for a in n.attr[1]}
-    return reduces | {n.attr[0] for n in seen if n.op == "fold"}
+    return {n for n in seen if n.op in ("reduce", "fold", "scan")}
+
+
+def _bound_axes(loops: Iterable[Node]) -> set[str]:
+    """The axes that loops run over."""
+    return {a for n in loops for a in (n.attr[1] if n.op == "reduce" else _along(n))}
+
+
+def _along(loop: Node) -> tuple[str, ...]:
+    return (loop.attr[0] if loop.op == "fold" else loop.attr[1],)
 
 
 def _axis_order(program: Program) -> dict[str, int]:
@@ -195,12 +203,6 @@ def _misfit(group: Group, plan: Plan) -> str:
     given = [a for a, _, _ in plan[0]]
     if sorted(given) != sorted(wanted):
         return f"the kernel of {group[0][0].name} has the axes {sorted(wanted)}, not {given}"
-    extents = {a: e for o, _ in group for a, e in zip(o.dims, o.extents)}
-    grid = {a for a, size, how in plan[0] if size not in (0, STEP) and how in ("", REVERSE)}
-    for out, _ in group:
-        again = [a for a in sorted(grid - {*out.dims}) if extents[a] != 1]
-        if again:
-            return f"blocks along {again} would all store {out.name}, which has no such axis"
     return ""
 
 
@@ -214,7 +216,7 @@ def _kernel(
     axes, reduces, facts = plan
     blocks = Blocks(reduces, homes, types)
     extents = {a: e for o, _ in group for a, e in zip(o.dims, o.extents)}
-    grid: list[tuple[str, Extent]] = []
+    placed: dict[str, tuple[str, Extent]] = {}  # on the grid, outermost first
     steps: dict[str, tuple[str, Extent]] = {}
     for axis, size, how in axes:
         extent = extents[axis]
@@ -228,7 +230,7 @@ def _kernel(
         elif size == 1:
             name = blocks.name(axis, axis, extent, 1)
             blocks.own[axis] = iota(name, extent)
-            grid.append((name, extent))
+            placed[axis] = (name, extent)
         elif size == 0:
             blocks.own[axis] = blocks.whole(axis, extent)
         else:
@@ -241,14 +243,25 @@ def _kernel(
                 steps[axis] = (outer, trips)
                 blocks.serial[axis] = Serial(outer, trips, how == BACKWARD)
             else:
-                grid.append((outer, trips))
+                placed[axis] = (outer, trips)
     values = [blocks.at(v, {a: blocks.own[a] for a in v.names}) for _, v in group]
     values = merged_folds(without_unread(values))
-    body = [_stored(o, handles[o.name], v, blocks, steps) for (o, _), v in zip(group, values)]
+    places = {a: iota(name, trips) for a, (name, trips) in placed.items()}
+    body = [
+        _stored(o, handles[o.name], v, blocks, steps, _first(o, places))
+        for (o, _), v in zip(group, values)
+    ]
     persistent = "persistent" if facts.get("persistent") else "grid"
-    for name, trips in reversed(grid):
+    for name, trips in reversed(placed.values()):
         body = [forall(name, 0, as_node(trips), persistent, body)]
     return kernel(group[0][0].name, body, {}, facts)
+
+
+def _first(out: Output, places: Mapping[str, Node]) -> Node | None:
+    """Of the programs along axes that an output lacks, which all make it: the one that stores."""
+    others = [at for a, at in places.items() if a not in out.dims and at.attr[1] != 1]
+    tests = [eq(at, as_node(0)) for at in others]
+    return functools.reduce(lambda a, b: a & b, tests) if tests else None
 
 
 def _stored(
@@ -257,6 +270,7 @@ def _stored(
     value: Node,
     blocks: Blocks,
     steps: Mapping[str, tuple[str, Extent]],
+    once: Node | None,
 ) -> Node:
     """The store of a box, in the loop over the steps of a fold where it is a stacked result."""
     starts: list[Node] = []
@@ -272,6 +286,8 @@ def _stored(
             starts.append(at)
             dims.append(None)
     mask = blocks.conditions(*(blocks.own[a] for a in out.dims))
+    if once is not None:
+        mask = once if mask is None else mask & once
     stmt = store(handle, value, starts, dims, mask)
     for axis in out.dims:
         if axis in steps:
