@@ -15,7 +15,8 @@ import numpy as np
 def mend_interpreter() -> None:
     """What Triton 3.6's interpreter gets wrong or does element by element.
 
-    It loses that a comparison of scalars is a bool where that is broadcast.
+    It loses that a comparison of scalars is a bool where that is broadcast, and counts loops in
+    integers of Python, which have none of a tensor's methods.
 
     It holds bfloat16 as the bits of an integer, multiplies those in `tl.dot` and cuts off what does
     not fit into a narrow float where the hardware rounds to even; and it reduces and
@@ -26,6 +27,7 @@ def mend_interpreter() -> None:
     import triton.language as tl
     from triton.runtime import interpreter as it
 
+    patch = it._patch_lang_core
     plain, splat = it.InterpreterBuilder.create_dot, it.InterpreterBuilder.create_splat
 
     narrow = {tl.bfloat16: torch.bfloat16, tl.float8e4nv: torch.float8_e4m3fn,
@@ -40,6 +42,17 @@ def mend_interpreter() -> None:
                 f"uint{target.primitive_bitwidth}")  # fmt: skip
         bits = torch.uint16 if target == tl.bfloat16 else torch.uint8
         return wide.to(narrow[target]).view(bits).numpy()
+
+    def patch_core(lang: Any, scope: Any) -> None:
+        patch(lang, scope)
+        numbers = lang.range
+
+        def counted(*args: Any, **options: Any) -> Any:
+            for i in numbers(*args, **options):
+                handle = it.TensorHandle(np.array([i], np.int32), tl.int32)
+                yield tl.core.tensor(handle, tl.int32)
+
+        scope.set_attr(lang, "range", counted)
 
     def create_splat(self: Any, kind: Any, arg: Any) -> Any:
         if arg.data.dtype == bool:
@@ -74,6 +87,7 @@ def mend_interpreter() -> None:
         return [self.to_tensor(np.stack([r[n] for r in running], axis=self.axis), g.dtype)
                 for n, g in enumerate(given)]  # fmt: skip
 
+    it._patch_lang_core = patch_core
     it.InterpreterBuilder.create_dot = dot
     it.InterpreterBuilder.create_splat = create_splat
     it._convert_float = convert
