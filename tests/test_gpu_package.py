@@ -43,7 +43,7 @@ agraph (float[6, 20] x, float16[6, 8] h) =>
 
 
 def mixed(folder: Path) -> Path:
-    weights = {
+    weights: dict[str, np.ndarray] = {
         "w": RNG.standard_normal((20, 33), np.float32), "v": RNG.standard_normal(33, np.float32),
         "u": RNG.standard_normal((8, 33)).astype(np.float16),
     }  # fmt: skip
@@ -125,7 +125,18 @@ def check_outputs(file: Path, want: Arrays) -> None:
 # -- right ---------------------------------------------------------------------------------------
 
 
-RUN_BOTH_WAYS = """
+def test_a_whole_encoder_answers_as_float64(encoder: Case) -> None:
+    python("""
+import tuned_gpu
+np.savez("out.npz", **tuned_gpu.load().run(inputs))
+show()
+""", encoder)  # fmt: skip
+    check_outputs(encoder.inputs.parent / "out.npz", encoder.want)
+
+
+def test_results_are_of_the_kind_of_the_inputs(several: Case) -> None:
+    """Arrays for arrays, tensors for tensors, each in memory of its own; and right."""
+    found = python("""
 import torch, tuned_gpu
 model = tuned_gpu.load()
 arrays = model.run(inputs)
@@ -135,16 +146,10 @@ assert all(isinstance(t, torch.Tensor) for t in tensors.values())
 assert all((arrays[n] == tensors[n].numpy()).all() for n in arrays)
 np.savez("out.npz", **arrays)
 places = {t.data_ptr() for t in tensors.values()}
-show(distinct=len(places) == len(tensors), digest=model.digest)
-"""
-
-
-@pytest.mark.parametrize("name", ["encoder", "several"])
-def test_a_whole_model_answers_as_float64(name: str, request: pytest.FixtureRequest) -> None:
-    case: Case = request.getfixturevalue(name)
-    found = python(RUN_BOTH_WAYS, case)
+show(distinct=len(places) == len(tensors))
+""", several)  # fmt: skip
     assert found["distinct"]
-    check_outputs(case.inputs.parent / "out.npz", case.want)
+    check_outputs(several.inputs.parent / "out.npz", several.want)
 
 
 def test_steps_can_be_looked_at_and_timed(several: Case) -> None:
