@@ -281,7 +281,7 @@ def test_faulty_kernels_cost_only_themselves(
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setenv(tune_jobs.SPOILT, ",".join(tune_jobs.FAULTS))
     jobs = replace(JOBS, build="tune_jobs:build", packages=("autosched", "tune_jobs"))
-    limits = replace(QUICK, measure_s=2.0)
+    limits = replace(QUICK, measure_s=5.0)
     run = Tuned(model, tmp_path, trials=20, jobs=jobs, limits=limits)
     check_answers(model, run.out)
     with Store(tmp_path / "records.sqlite") as store:
