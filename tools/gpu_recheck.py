@@ -65,9 +65,12 @@ def choose(records: Sequence[Record], best: int) -> Iterator[Chosen]:
 
 def recheck(lab: GpuLab, chosen: Sequence[Chosen], times: int) -> Iterator[tuple[Chosen, str]]:
     """Each schedule with what came of it: "" where it was right every time."""
+    # All are built at once, in the background, while the first are measured.
+    tickets = [lab.submit_builds(f"task{n}", _target(c), [Candidate(json.loads(c.record.schedule))])
+               for n, c in enumerate(chosen)]  # fmt: skip
     for number, item in enumerate(chosen):
         name = f"task{number}"
-        attempt = _built(lab, name, item)
+        (attempt,) = lab.built(tickets[number])
         if not attempt.ok:
             yield item, f"not built: {attempt.error}"
             continue
@@ -75,11 +78,8 @@ def recheck(lab: GpuLab, chosen: Sequence[Chosen], times: int) -> Iterator[tuple
         yield item, f"{len(failed)} of {times} runs: {failed[0].error}" if failed else ""
 
 
-def _built(lab: GpuLab, name: str, item: Chosen) -> GpuAttempt:
-    schedule = json.loads(item.record.schedule)
-    target = "sm_90+tf32" if "tf32" in item.record.target else "sm_90"
-    (attempt,) = lab.built(lab.submit_builds(name, target, [Candidate(schedule)]))
-    return attempt
+def _target(item: Chosen) -> str:
+    return "sm_90+tf32" if "tf32" in item.record.target else "sm_90"
 
 
 def recovery(lab: GpuLab) -> tuple[str, float]:
