@@ -27,7 +27,7 @@ from autosched.ir.define import algebra
 from autosched.ir.ops import input_
 from autosched.ir.record import Record, Status
 from autosched.ir.text import parse
-from autosched.tools.gpu_lab import Candidate, GpuAttempt, GpuLab, Setup, reason
+from autosched.tools.gpu_lab import Candidate, GpuLab, Setup, reason
 
 STRAY = '''"""Stores far beyond its output, on purpose."""
 
