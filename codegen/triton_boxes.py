@@ -118,6 +118,7 @@ def box_of(node: Node, loops: Container[str]) -> Box | None:
         and len(block) <= MAX_RANK
         and max(block) <= MAX_BOX
         and block[-1] * size >= ALIGNMENT
+        and all(c * size % ALIGNMENT == 0 for c in terms_of(coordinates[-1]).values())
         and all(s * size % ALIGNMENT == 0 for s in strides[:-1])
         and not any(b & (b - 1) for b in block)
         and set(axes) == _tile_axes(node, loops)

@@ -6,6 +6,7 @@ from autosched.ir.extent import knobs_of, simplify
 from autosched.ir.follows import conjuncts
 from autosched.ir.linear import range_of
 from autosched.ir.node import Node, walk
+from autosched.ir.ops import const
 from autosched.ir.scope import scope_of
 from autosched.ir.spec import Found, Row, Statement, View, intervals, loads, starts
 
@@ -177,6 +178,8 @@ def _races(view: View) -> Found:
         for loop in s.loops:
             axis, bind = loop.attr
             if bind == "serial" or axis in {a for x in s.starts for a, _ in x.free}:
+                continue
+            if simplify(loop.src[1] - loop.src[0]) is const(1, "int32"):
                 continue
             if s.handle.attr[3] in ("scratch", "shared") and _private(view, s.handle, loop):
                 continue
