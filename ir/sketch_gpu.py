@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 
 from autosched.ir.block_axes import power_of_two
 from autosched.ir.elsewhere import moved_states, read_elsewhere
@@ -292,6 +293,8 @@ def _ways(
         cut = [c for c in (_matrix_cut(dims, extents, axes, big) for big in (True, False)) if c]
     else:
         cut = [_line_cut(dims, extents, axes)]
+    # Reduces of reduces, all of them whole, would make one box of all their axes.
+    crowded = prod(power_of_two(e) for e in axes.reduced.values()) > LONG_LINE
     ways = []
     for sizes in {tuple(c.items()): c for c in cut}.values():
         knobs: list[Knob] = []
@@ -303,7 +306,7 @@ def _ways(
             serial = a in walked and size not in (0, 1, tile.STEP)
             plan_axes.append([a, size, *([walked[a]] if serial else [])])
         reduces = [
-            [a, _knob(knobs, f"k{number}.sum.{a}", _reduce_sizes(a, e, axes))]
+            [a, _knob(knobs, f"k{number}.sum.{a}", _reduce_sizes(a, e, axes, crowded))]
             for a, e in sorted(axes.reduced.items())
         ]
         facts = [
@@ -404,7 +407,8 @@ def _line_cut(dims: Sequence[str], extents: dict[str, int], axes: _Axes) -> dict
         elif axis in axes.reduced or axis in axes.scanned:
             out[axis] = 0 if extent <= LONG_LINE else _up_to(LINE_BLOCKS, extent)
         elif axis == dims[-1]:
-            out[axis] = _up_to(LINE_BLOCKS, extent)
+            short = power_of_two(extent) < LINE_BLOCKS[0]
+            out[axis] = power_of_two(extent) if short else _up_to(LINE_BLOCKS, extent)
         else:
             out[axis] = 1
     rows = [a for a in dims if out[a] == 1 and extents[a] > 1 and a not in axes.ragged]
@@ -414,14 +418,16 @@ def _line_cut(dims: Sequence[str], extents: dict[str, int], axes: _Axes) -> dict
     return out
 
 
-def _reduce_sizes(axis: str, extent: int, axes: _Axes) -> Sizes:
+def _reduce_sizes(axis: str, extent: int, axes: _Axes, crowded: bool) -> Sizes:
     if axis in axes.contracted and axis not in axes.inside:
         if extent <= MIN_DOT:
             return 0
         return _up_to(STEP_BLOCKS, extent)
     if axis in axes.contracted:
         return 0 if extent <= WHOLE else _up_to(STEP_BLOCKS, extent)
-    return 0 if extent <= LONG_LINE else _up_to(LINE_BLOCKS, extent)
+    if extent > LONG_LINE:
+        return _up_to(LINE_BLOCKS, extent)
+    return _up_to(STEP_BLOCKS, extent) if crowded and extent > MIN_DOT else 0
 
 
 def _up_to(sizes: Sequence[int], extent: int) -> Sizes:

@@ -124,11 +124,14 @@ def stages(program: Program, kept: Sequence[Node]) -> list[Group]:
 
 
 def _made_inside(group: Group, host: Group, kept: set[Node]) -> bool:
-    """Whether the host works along all of the group's axes and does loops of its values, and what
-    else these take runs over the same axes: one kernel reads for both what two would read."""
-    own = {a for o, _ in host for a in o.dims}
-    own |= _bound_axes({n for _, v in host for n in _loops_of(v, kept)})
-    if not {a for o, _ in group for a in o.dims} <= own:
+    """Whether the host does loops of the group's values, and what else these take runs over the
+    same axes: one kernel reads for both what two would read. Where neither has all axes of the
+    other, each value has to take all of those that it lacks."""
+    inside = {a for o, _ in group for a in o.dims} <= {a for o, _ in host for a in o.dims}
+    axes = {a for o, _ in (*group, *host) for a in o.dims}
+    if not inside and any(
+        axes - {*o.dims} - _bound_axes(_loops_of(v, kept)) for o, v in (*group, *host)
+    ):
         return False
     below = set(walk(*(v for _, v in host)))
     if all(v in below for _, v in group):
