@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphs import value
-from unforeseen import DEFINITIONS, STATISTIC, Definition
+from unforeseen import CROSSED, DEFINITIONS, STATISTIC, Definition
 
 from autosched.codegen.build import BuiltKernel, Request, compile_kernels
 from autosched.codegen.check import compare
@@ -31,6 +31,7 @@ from autosched.ir.rules.action import Illegal, act
 from autosched.ir.schedule import Schedule, replay
 from autosched.ir.sketches import sketches
 from autosched.ir.target import host_target, parse_target
+from autosched.tools.backends import Triton, Trial
 
 # A target that is the same wherever the tests run: what is cheaper depends on it.
 CPU = replace(
@@ -80,7 +81,7 @@ def one_pass(name: str) -> Program | Illegal:
 # One sum over the axis, or sums that share no more than an input: a loop by `join`, no chain.
 ALONE = {
     "sigmoid_weights", "best_key_only", "product_over_its_own_rms", "best_column",
-    "two_activations",
+    "two_activations", "sums_along_either_axis", "nearest_of_two_codebooks",
 }  # fmt: skip
 
 
@@ -170,6 +171,33 @@ def test_one_kernel_is_right(
         for key, ref in want.items():
             found = compare(bound.outputs[key].reshape(ref.shape), ref)
             assert found.ok, f"{kernel.symbol} {key}: {found.reason}"
+
+
+@each
+def test_one_kernel_of_tiles_is_right(name: str) -> None:
+    """On a GPU: the best sketch is one kernel, and a random schedule of each sketch is right."""
+    on, rng, given = Triton(), np.random.default_rng(0), drawn(name)
+    ranked: list[tuple[float, int]] = []
+    trials = []
+    for sketch in sketches(program(name), on.target):
+        table = sketch.table(limit=4096)
+        if not len(next(iter(table.values()))):
+            continue
+        made = sketch_features(program(name), sketch, on.target)
+        assert not isinstance(made, Illegal), made
+        times = RooflineModel().predict(made.evaluate(table)).latency_us
+        row = int(rng.integers(len(times)))
+        schedule = sketch.schedule({k: int(v[row]) for k, v in table.items() if k})
+        tile = replay(program(name), schedule)
+        assert isinstance(tile, Program), tile
+        ranked.append((float(times.min()), len(tile.body)))
+        trials.append(Trial(program(name), schedule, given))
+    assert min(ranked)[1] == 1 + (name in CROSSED)
+    for trial, got in zip(trials, on.run(trials), strict=True):
+        assert isinstance(got, dict), f"{trial.schedule.text}: {got}"
+        for key, ref in wanted(name).items():
+            found = compare(got[key].reshape(ref.shape), ref)
+            assert found.ok, f"{trial.schedule.text} {key}: {found.reason}"
 
 
 # ---- in a model --------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from autosched.ir.ops import (
     minimum,
     reduce_,
     rsqrt,
+    scan,
     sigmoid,
     sqrt,
     sum_,
@@ -56,6 +57,8 @@ DEFINITIONS: dict[str, Definition] = {}
 # Why a model gets parts of a definition as kernels of their own. The first are one kernel where
 # the options of the partition ask for it; all of them are, given as a task.
 WEIGHTS = "rows of a product with weights: the tile of the product is freer alone"
+# Outputs over different axes, as no block of one makes a block of the other.
+CROSSED = {"sums_along_either_axis"}
 STATISTIC = "a statistic that all blocks of the other operand read again"
 
 
@@ -358,3 +361,47 @@ def centred_rows_product() -> Program:
     d = x - sum_("k", x) / float(J)
     scaled = d * rsqrt(sum_("k", d * d) / float(J) + 1e-5)
     return out(y=("m n", sum_("k", scaled * weight("w"))))
+
+
+# ---- other corners -----------------------------------------------------------------------------
+
+
+@unforeseen("j")
+def sums_along_either_axis() -> Program:
+    """The row sums and the column maxima of scores that are never stored."""
+    s = tanh(scores())
+    return out(rows=("i", sum_("j", s)), columns=("j", max_("i", s)))
+
+
+@unforeseen("j")
+def keys_by_index() -> Program:
+    """Attention over keys and values that a list of places picks, some of them twice."""
+    at = input_("at", {"j": J}, "int32") % 31
+    k, v = take(keys("k", "l", 31), "l", at), take(values("v", "l", 31), "l", at)
+    s = sum_("d", queries() * k) * D**-0.5
+    p = exp(s - max_("j", s))
+    return out(o=("i e", sum_("j", p * v) / sum_("j", p)))
+
+
+@unforeseen("j", tasks=2, apart=STATISTIC)
+def forgetting_scores() -> Program:
+    """Each key loses what the gates behind it add up to: a running sum inside of the scores."""
+    gate = scan("sum", "j", abs_(input_("gate", {"j": J})) * -0.1)
+    s = scores() - gate
+    p = exp(s - max_("j", s))
+    return out(o=("i e", sum_("j", p * values()) / sum_("j", p)))
+
+
+@unforeseen("j", tasks=3, apart=STATISTIC)
+def nearest_of_two_codebooks() -> Program:
+    """The nearest code of each row in either of two books, and its distance."""
+    x = queries()
+    best = []
+    for name in ("c1", "c2"):
+        gap = sum_("d", keys(name) * keys(name)) - 2.0 * sum_("d", x * keys(name))
+        best.append(reduce_("argmin", "j", gap, iota("j", J)))
+    first = get(best[0], 0) <= get(best[1], 0)
+    return out(
+        at=("i", where(first, get(best[0], 1), get(best[1], 1) + J)),
+        gap=("i", minimum(get(best[0], 0), get(best[1], 0)) + sum_("d", x * x)),
+    )

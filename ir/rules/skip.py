@@ -78,7 +78,7 @@ def propose(program: Program, target: object = None) -> tuple[Action, ...]:
     out = [
         act("skip", axis=fold.attr[0], whole=True)
         for fold in _folds(program)
-        if _tests(fold, _loops(program))
+        if _tests(fold, _loops(program, fold))
     ]
     # With blocks as wide as the mask there may be nothing to skip: the loop then stays.
     made = {a: apply(program, a) for a in out}
@@ -93,7 +93,7 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     fold = found[0]
     if fold.attr[3]:
         return Illegal("STACKED", f"the loop over {axis} has a result at every step")
-    tests = _tests(fold, _loops(program))
+    tests = _tests(fold, _loops(program, fold))
     if not tests:
         return Illegal("NO_MASK", f"no test of positions bounds the loop over {axis}")
     emptying = [t for t in tests if _is_neutral(fold, t)]
@@ -112,8 +112,10 @@ def _folds(program: Program) -> list[Node]:
     return [n for n in walk(*program.body) if n.op == "fold" and n.attr[2] == 1]
 
 
-def _loops(program: Program) -> set[str]:
-    return {n.attr[0] for n in walk(*program.body) if n.op in ("forall", "fold")}
+def _loops(program: Program, fold: Node) -> set[str]:
+    """The loops around a fold; those inside it run over all of their steps, as boxes do."""
+    bound = {n.attr[0] for n in walk(*program.body) if n.op in ("forall", "fold")}
+    return bound & {fold.attr[0], *(a for a, _ in fold.free)}
 
 
 def _yields(fold: Node) -> tuple[Node, ...]:
@@ -269,6 +271,8 @@ def _settled(fold: Node, table: Mapping[Node, Node]) -> tuple[Node, ...]:
         if node in memo:
             continue
         src = tuple(memo[s] for s in node.src)
+        if node.op == "reduce" and not {*node.attr[1]} <= {a for s in src for a in s.names}:
+            src = node.src  # without the test nothing is left that varies along the axis
         made = node if src == node.src else Node(node.op, src, node.attr)
         if node.op == "map" and node.attr[0] == "where" and src[0] is _TRUE:
             made = src[1]
