@@ -31,7 +31,7 @@ from autosched.ir.rules.action import Illegal, act
 from autosched.ir.schedule import Schedule, replay
 from autosched.ir.sketches import sketches
 from autosched.ir.target import host_target, parse_target
-from autosched.tools.backends import Triton, Trial
+from autosched.tools.backends import Trial, Triton
 
 # A target that is the same wherever the tests run: what is cheaper depends on it.
 CPU = replace(
