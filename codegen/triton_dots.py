@@ -120,7 +120,8 @@ class Dots(Memory):
         for axis in reversed([d for d in dims if d in plan.depth]):
             n = out.dims.index(axis)
             rest = out.dims[:n] + out.dims[n + 1 :]
-            out = Val(self.as_type(f"tl.sum({out.text}, {n})", acc), rest, acc)
+            text, rank = self.reduce_text("sum", out, n)
+            out = Val(text, rest, acc, rank)
         return out
 
     def fused(self, node: Node) -> Val | None:

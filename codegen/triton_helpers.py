@@ -20,6 +20,11 @@ HELPERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nan_min": (
         _jit("nan_min(a, b)", "The lesser one, NaN if either is.",
              "return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)"), ()),
+    # The compiler turns tl.sum of a product of broadcast operands into a product of matrices with
+    # 10 bits of mantissa (Triton 3.6), and of fewer than 16 terms into a wrong one.
+    "plus": (
+        _jit("plus(a, b)", "a + b, to reduce with; exact where tl.sum may use tensor cores.",
+             "return a + (b + 0.0)"), ()),
     "product": (
         _jit("product(a, b)", "a b, to reduce with.", "return a * b"), ()),
     "floor_div": (

@@ -64,6 +64,8 @@ class Reductions(Values):
             if fn is None:
                 raise Unsupported(f"{monoid} of bool")
             return f"tl.{fn}({x.inside(ATOM)}.to(tl.int32), {n}) != 0", COMPARE
+        if monoid == "sum" and floats and len(x.dims) > 2 and x.dtype != "float64":
+            return f"tl.reduce({x.text}, {n}, {self.use('plus')})", ATOM
         if monoid == "sum":
             return self.as_type(f"tl.sum({x.text}, {n})", x.dtype), ATOM
         if monoid in ("max", "min") and not floats:

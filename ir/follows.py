@@ -121,3 +121,28 @@ _FOLLOWS: Mapping[str, Callable[..., Node | None]] = {
     "add": _sum, "sub": _difference, "mul": _product, "div": _quotient, "exp": _power,
     "exp2": _power, "max": _greater, "where": _choice, "and": _both, "isnan": _nan,
 }  # fmt: skip
+
+
+# ---- magnitudes ----------------------------------------------------------------------------------
+
+HUGE = 1e30  # what exporters write for infinity lies beyond, scores and what makes them within
+_BOUNDED = ("tanh", "erf", "sin", "cos", "sign", "isnan")  # whatever their operand is
+
+
+def is_moderate(node: Node) -> bool:
+    """Whether no huge finite fill can be among the values: their product with a number near one
+    then does not overflow, and rounding it is no error that counts. What is loaded may be such a
+    fill; a sum of products is not."""
+    fn = node.attr[0] if node.op == "map" else node.op
+    if fn == "const":
+        size = abs(node.attr[0])
+        return size < HUGE or size == math.inf
+    if fn in ("iota", "knob") or fn in _BOUNDED:
+        return True
+    if fn == "reduce" and node.attr[0] == "sum":
+        return node.src[0].op == "map" and node.src[0].attr[0] == "mul"
+    if fn == "where":
+        return all(map(is_moderate, node.src[1:]))
+    if fn in ("reaxis", "take", "get"):
+        return is_moderate(node.src[0])
+    return node.op in ("map", "reduce") and all(map(is_moderate, node.src))

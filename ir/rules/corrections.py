@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from autosched.ir.follows import is_moderate
 from autosched.ir.node import Node, replace_nodes, walk
 from autosched.ir.ops import (
     abs_,
@@ -102,9 +103,12 @@ class _Shift:
     scale: Node | None  # 1 if None
 
     def at(self, a: Node, b: Node) -> Node:
-        """exp(scale * (a - b))."""
+        """exp(scale * (a - b)): for each element a multiply-add, unless a huge fill may be among
+        them: such a product is infinite, or rounds to another one than the fill of the row."""
         c = self.scale
-        return map_(self.fn, a - b if c is None else a * c - b * c)
+        if c is None:
+            return map_(self.fn, a - b)
+        return map_(self.fn, a * c - b * c if is_moderate(a) else (a - b) * c)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import math
 
+from autosched.ir.follows import is_moderate
 from autosched.ir.node import Node, Program, walk
 from autosched.ir.ops import const, map_, where
 from autosched.ir.rules.action import Action, Illegal, act
 
 LOG2_E = 1 / math.log(2)
 _BOTH = ("add", "sub", "max", "min", "neg")  # a positive factor of all operands is one of theirs
+_FREE = ("max", "min", "neg")  # also of huge fills, which become infinite
 _ORDERED = ("max", "min")  # monoids through which a positive factor passes
 
 
@@ -90,7 +92,7 @@ def _times(node: Node, memo: dict[Node, Node]) -> Node:
     if node.op == "reaxis":
         return Node("reaxis", (_scaled(node.src[0], memo), *node.src[1:]), node.attr)
     fn = node.attr[0] if node.op == "map" else ""
-    if fn in _BOTH:
+    if fn in _BOTH and (fn in _FREE or all(map(is_moderate, node.src))):
         return map_(fn, *(_scaled(s, memo) for s in node.src))
     if fn == "where":
         return map_(fn, node.src[0], *(_scaled(s, memo) for s in node.src[1:]))
