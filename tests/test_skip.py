@@ -74,6 +74,20 @@ def test_the_bounds_alone() -> None:
     assert loop.src[1].op != "const"
 
 
+def test_a_loop_inside_is_no_bound() -> None:
+    """Blocks of blocks: the end of the outer loop says nothing of the inner one's step."""
+    program = P.attention(1, 1, 90, 16)
+    onepass = cascade.apply(program, act("cascade", axis="j", block=32))
+    assert isinstance(onepass, Program)
+    plan = [[["b", 1], ["h", 1], ["i", 16], ["e", 0]], [["j.in", 16]], []]
+    made = tile.apply(onepass, act("tile", plans=[plan]))
+    assert isinstance(made, Program)
+    for action in skip.propose(made):
+        shorter = skip.apply(made, action)
+        assert isinstance(shorter, Program)
+        assert not verify(shorter)
+
+
 def stacked() -> Program:
     x = input_("x", {"t": 9, "d": 4})
     at = iota("t", 9)

@@ -39,6 +39,8 @@ RUN = NAMES if EVERY else [
     "permuted_attention_int8", "bitlinear_training", "hyper_attention", "rotate_and_pack",
 ]  # fmt: skip
 FLOAT32 = 2e-4
+# Whose boxes no kernel holds, even at small sizes: its choice of blocks is made in every kernel.
+TOO_LARGE = {"sparse_linear_backward"}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def test_schedules_mean_the_definition(name: str) -> None:
     program, inputs = find(name).program(), find(name).inputs(0)
     want = evaluate(program, inputs)
     found = schedules(name, program)
-    assert found
+    assert bool(found) != (name in TOO_LARGE)
     for schedule in found:
         made = replay(program, schedule)
         assert isinstance(made, Program), (schedule.text, made)
