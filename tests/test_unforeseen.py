@@ -54,15 +54,24 @@ def program(name: str) -> Program:
 
 def drawn(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {
-        str(n.attr[0]): np.asarray(rng.standard_normal([int(str(e)) for _, e in n.attr[1]]), "f4")
-        for n in program(name).inputs
-    }
+    out = {}
+    for node in program(name).inputs:
+        shape = [int(str(e)) for _, e in node.attr[1]]
+        whole = node.dtype == "int32"
+        out[str(node.attr[0])] = (
+            rng.integers(0, 100, shape, np.int32) if whole
+            else np.asarray(rng.standard_normal(shape), "f4")
+        )  # fmt: skip
+    return out
+
+
+def widened(name: str) -> dict[str, np.ndarray]:
+    return {k: v.astype("f8") if v.dtype == "f4" else v for k, v in drawn(name).items()}
 
 
 def wanted(name: str) -> dict[str, np.ndarray]:
     """What the definition says, in float64."""
-    given = {k: v.astype("f8") for k, v in drawn(name).items()}
+    given = widened(name)
     return {k: np.asarray(v) for k, v in evaluate(program(name), given).items()}
 
 
@@ -97,7 +106,7 @@ def test_one_pass_or_the_reason(name: str) -> None:
     else:
         assert isinstance(made, Program), made
         assert sums_over(made, found.axis) == 0
-        given = {k: v.astype("f8") for k, v in drawn(name).items()}
+        given = widened(name)
         got = evaluate(made, given)
         for key, want in wanted(name).items():
             np.testing.assert_allclose(got[key], want, rtol=1e-9, atol=1e-11)
