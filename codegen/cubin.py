@@ -64,7 +64,8 @@ class CubinLauncher:
         torch.cuda.current_stream(device)  # makes the context that modules are loaded into
         self.plan, self.device, self._kernels = plan, device, kernels
         self._loaded: dict[str, CubinModule] = {}
-        most_bytes = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        facts = torch.cuda.get_device_properties(device)
+        most_bytes = facts.shared_memory_per_block_optin  # type: ignore[attr-defined]
         for kernel in kernels:
             if kernel["file"] not in self._loaded:
                 code = (folder / kernel["file"]).read_bytes()

@@ -113,7 +113,9 @@ def box_of(node: Node, loops: Container[str]) -> Box | None:
             return None
         coordinates.append(at)
     fits = (
-        bool(axes)
+        # A box of one line gains nothing, and on Hopper such a kernel ended with misaligned
+        # addresses or stores beyond the buffer (Triton 3.6, several one-line boxes in a kernel).
+        sum(b > 1 for b in block) >= 2
         and len(set(axes)) == len(axes)
         and len(block) <= MAX_RANK
         and max(block) <= MAX_BOX
