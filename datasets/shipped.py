@@ -1,7 +1,7 @@
 """A target in, the records of the logs that come with the package out: what models start from.
 
-The logs lie in `datasets/logs`, one Parquet file a campaign, and say themselves on which device,
-when and with which versions each row was measured.
+The logs lie in `datasets/logs`, a folder for each architecture and one Parquet file a campaign, and
+say themselves on which device, when and with which versions each row was measured.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from autosched.ir.record import Record
 LOGS = Path(__file__).resolve().parent / "logs"
 
 
-def shipped_logs() -> tuple[Path, ...]:
-    """The files, in the order of their names."""
-    return tuple(sorted(LOGS.glob("*.parquet")))
+def shipped_logs(target: str) -> tuple[Path, ...]:
+    """The files of the architecture in a target's key, in the order of their names."""
+    _, arch, *_ = f"{target}/".split("/")
+    return tuple(sorted((LOGS / arch).glob("*.parquet"))) if arch else ()
 
 
 def shipped_records(target: str) -> tuple[list[Record], Mapping[str, str]]:
@@ -27,7 +28,7 @@ def shipped_records(target: str) -> tuple[list[Record], Mapping[str, str]]:
     """
     records: list[Record] = []
     texts: dict[str, str] = {}
-    for path in shipped_logs():
+    for path in shipped_logs(target):
         found, known = read_records(path)
         mine = [r for r in found if r.target == target]
         records += mine
