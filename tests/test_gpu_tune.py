@@ -169,7 +169,8 @@ def test_coarser_products_are_a_target_of_their_own(tmp_path: Path) -> None:
     (row,) = manifest(tmp_path / "out")["kernels"]
     source = (tmp_path / "out/out" / row["source"]).read_text()
     assert result.target == "sm_90+tf32" and "+tf32" in row["target"]
-    assert row["bound"] == ("float16" if "tf32\"" in source.split('"""')[2] else None)
+    code = source.split('"""', 2)[2]  # behind the header
+    assert row["bound"] == ("float16" if 'tf32"' in code else None), code
 
 
 # -- the command ---------------------------------------------------------------------------------
