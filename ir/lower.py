@@ -115,7 +115,7 @@ class _Lowering:
     def __init__(self, program: Program, kept: Sequence[Node]) -> None:
         self.source = program
         self.owner = owners(program)
-        self.order = _axis_order(program)
+        self.order = axis_order(program)
         self.names: dict[Node, dict[str, str]] = {}
         chosen = set(kept)
         self.items = [n for n in walk(*program.body) if n in chosen or n.op == "fold"]
@@ -326,7 +326,7 @@ def _rebuilt(stmt: Node, inner: Node) -> Node:
     return Node("forall", (*stmt.src[:2], _rebuilt(stmt.src[2], inner)), stmt.attr)
 
 
-def _axis_order(program: Program) -> dict[str, int]:
+def axis_order(program: Program) -> dict[str, int]:
     """Outputs first in memory order, then inputs: the order of axes in scratch."""
     names: dict[str, int] = {}
     for out in program.outputs:

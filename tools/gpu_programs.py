@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from autosched.ir.node import Node, Output, Program, walk
+from autosched.ir.define import algebra
+from autosched.ir.node import Node, Program
 from autosched.ir.ops import (
     cast,
     erf,
@@ -43,15 +44,6 @@ class Case:
     share: float = 1.0
 
 
-def program(dims: Mapping[str, tuple[str, ...]], **values: Node) -> Program:
-    """An algebra program of named values; `dims` gives each output's memory order."""
-    outputs = tuple(
-        Output(n, dims[n], v.dtype, tuple(v.extent(a) for a in dims[n])) for n, v in values.items()
-    )
-    inputs = tuple(n for n in walk(*values.values()) if n.op == "input")
-    return Program("algebra", inputs, outputs, tuple(values.values()))
-
-
 def _wide(name: str, axes: Mapping[str, int], dtype: str, kind: str = "arg") -> Node:
     made = input_(name, axes, dtype, kind)
     return made if dtype == F32 else cast(made, F32)
@@ -61,7 +53,7 @@ def product(m: int, n: int, k: int, dtype: str, transposed: bool = False) -> Pro
     """y[m, n] = sum(k, x[m, k] w[k, n]); transposed: w is stored as w[n, k]."""
     x = _wide("x", {"m": m, "k": k}, dtype)
     w = _wide("w", {"n": n, "k": k} if transposed else {"k": k, "n": n}, dtype, "weight")
-    return program({"y": ("m", "n")}, y=cast(sum_("k", x * w), dtype))
+    return algebra(y=("m n", cast(sum_("k", x * w), dtype)))
 
 
 def gelu_linear(m: int, n: int, k: int, dtype: str) -> Program:
@@ -69,7 +61,7 @@ def gelu_linear(m: int, n: int, k: int, dtype: str) -> Program:
     x, w = _wide("x", {"m": m, "k": k}, dtype), _wide("w", {"k": k, "n": n}, dtype, "weight")
     z = sum_("k", x * w) + _wide("bias", {"n": n}, dtype, "weight")
     y = 0.5 * z * (1.0 + erf(z * math.sqrt(0.5)))
-    return program({"y": ("m", "n")}, y=cast(y, dtype))
+    return algebra(y=("m n", cast(y, dtype)))
 
 
 def gated_pair(t: int, c: int, f: int, dtype: str) -> Program:
@@ -78,7 +70,7 @@ def gated_pair(t: int, c: int, f: int, dtype: str) -> Program:
     gate, up = (
         sum_("c", x * _wide(name, {"c": c, "f": f}, dtype, "weight")) for name in ("wg", "wu")
     )
-    return program({"y": ("t", "f")}, y=cast(gate * sigmoid(gate) * up, dtype))
+    return algebra(y=("t f", cast(gate * sigmoid(gate) * up, dtype)))
 
 
 def attention(
@@ -96,7 +88,7 @@ def attention(
         s = where(iota("i", i) >= iota("j", j), s, -math.inf)
     p = exp(s - max_("j", s))
     o = sum_("j", p * reaxis(v, head)) / sum_("j", p)
-    return program({"o": ("b", "h", "i", "e")}, o=cast(o, dtype))
+    return algebra(o=("b h i e", cast(o, dtype)))
 
 
 def layernorm(t: int, c: int, dtype: str) -> Program:
@@ -104,20 +96,20 @@ def layernorm(t: int, c: int, dtype: str) -> Program:
     gamma, beta = (_wide(name, {"c": c}, dtype, "weight") for name in ("gamma", "beta"))
     centred = x - sum_("c", x) / float(c)
     y = centred * rsqrt(sum_("c", centred * centred) / float(c) + 1e-5) * gamma + beta
-    return program({"y": ("t", "c")}, y=cast(y, dtype))
+    return algebra(y=("t c", cast(y, dtype)))
 
 
 def rmsnorm(t: int, c: int, dtype: str) -> Program:
     x = _wide("x", {"t": t, "c": c}, dtype)
     gamma = _wide("gamma", {"c": c}, dtype, "weight")
     y = x * rsqrt(sum_("c", x * x) / float(c) + 1e-6) * gamma
-    return program({"y": ("t", "c")}, y=cast(y, dtype))
+    return algebra(y=("t c", cast(y, dtype)))
 
 
 def softmax(t: int, c: int, dtype: str) -> Program:
     x = _wide("x", {"t": t, "c": c}, dtype)
     p = exp(x - max_("c", x))
-    return program({"y": ("t", "c")}, y=cast(p / sum_("c", p), dtype))
+    return algebra(y=("t c", cast(p / sum_("c", p), dtype)))
 
 
 # ---- the table ---------------------------------------------------------------------------------

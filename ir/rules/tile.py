@@ -33,6 +33,7 @@ from autosched.ir.elsewhere import loop_of, loop_results
 from autosched.ir.expand import Home, fresh
 from autosched.ir.extent import as_node, ext_cdiv, simplify
 from autosched.ir.fuse import merged_folds, without_unread
+from autosched.ir.lower import axis_order
 from autosched.ir.node import Extent, Node, Output, Program, replace_nodes, walk
 from autosched.ir.ops import Dim, buffer, eq, forall, iota, kernel, knob, store
 from autosched.ir.products import DotTypes
@@ -93,7 +94,7 @@ def candidates(program: Program) -> tuple[Node, ...]:
 def stages(program: Program, kept: Sequence[Node]) -> list[Group]:
     """What each kernel stores: kept values first, those of one loop together; then the outputs
     that have the same axes."""
-    order = _axis_order(program)
+    order = axis_order(program)
     taken = {o.name for o in program.outputs} | {str(n.attr[0]) for n in program.inputs}
     first: dict[object, Group] = {}
     for value in kept:
@@ -173,17 +174,6 @@ def _bound_axes(loops: Iterable[Node]) -> set[str]:
 
 def _along(loop: Node) -> tuple[str, ...]:
     return (loop.attr[0] if loop.op == "fold" else loop.attr[1],)
-
-
-def _axis_order(program: Program) -> dict[str, int]:
-    names: dict[str, int] = {}
-    for out in program.outputs:
-        for axis in out.dims:
-            names.setdefault(axis, len(names))
-    for node in walk(*program.body):
-        for axis, _ in node.free:
-            names.setdefault(axis, len(names))
-    return names
 
 
 def _plan(data: Sequence[Sequence[Sequence[object]]]) -> Plan:
