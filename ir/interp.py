@@ -9,8 +9,10 @@ too large for memory are streamed in blocks.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
@@ -108,12 +110,29 @@ def _complain(machine: Evaluator, owner: str, good: Any, cause: str) -> None:
 
 @contextmanager
 def _deep_recursion() -> Iterator[None]:
-    before = sys.getrecursionlimit()
-    sys.setrecursionlimit(max(before, DEEP))
+    """The limit belongs to all threads: the first one in raises it, the last one out restores."""
+    with _depth.lock:
+        if not _depth.inside:
+            _depth.before = sys.getrecursionlimit()
+            sys.setrecursionlimit(max(_depth.before, DEEP))
+        _depth.inside += 1
     try:
         yield
     finally:
-        sys.setrecursionlimit(before)
+        with _depth.lock:
+            _depth.inside -= 1
+            if not _depth.inside:
+                sys.setrecursionlimit(_depth.before)
+
+
+@dataclass
+class _Depth:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    inside: int = 0
+    before: int = 0
+
+
+_depth = _Depth()
 
 
 # ---- tile level -------------------------------------------------------------------------------

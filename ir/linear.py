@@ -259,11 +259,10 @@ def _floordiv_rest(rest: Poly, b: Node, dtype: str) -> Node:
         factors = [c for mono, c in rest.items() if mono]
         common = math.gcd(b.attr[0], *factors)
         if common > 1:  # floor((g x + k) / g d) = floor((x + floor(k / g)) / d)
-            rest = {m: c // common for m, c in rest.items()}
-            b = const(b.attr[0] // common, dtype)
-        if not any(rest) or b.attr[0] == 1:
-            value = from_poly(rest, dtype)
-            return const(value.attr[0] // b.attr[0], dtype) if value.op == "const" else value
+            rest = {m: c // common for m, c in rest.items() if c // common}
+            return _floordiv(map_("floordiv", from_poly(rest, dtype), b.attr[0] // common))
+        if not any(rest):
+            return const(rest.get((), 0) // b.attr[0], dtype)
     inner = from_poly(rest, dtype)
     nested = inner.op == "map" and inner.attr[0] == "floordiv"
     if nested and b.op == "const" and inner.src[1].op == "const":

@@ -10,6 +10,7 @@ level the same language.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -54,6 +55,7 @@ class Node:
     free: Axes
     carries: frozenset[str]
     _table: ClassVar[weakref.WeakValueDictionary[Any, Node]] = weakref.WeakValueDictionary()
+    _entering: ClassVar[threading.Lock] = threading.Lock()
 
     def __new__(cls, op: str, src: tuple[Node, ...] = (), attr: tuple[Any, ...] = ()) -> Node:
         key = (op, tuple(map(id, src)), _freeze_key(attr))
@@ -72,8 +74,8 @@ class Node:
         object.__setattr__(self, "types", types)
         object.__setattr__(self, "free", free)
         object.__setattr__(self, "carries", carries)
-        cls._table[key] = self
-        return self
+        with cls._entering:  # two threads may have built the same node: the first one stays
+            return cls._table.setdefault(key, self)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("nodes are immutable")

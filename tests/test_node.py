@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -257,3 +260,25 @@ def test_tile_keys_do_not_depend_on_names() -> None:
         text = text.replace(old, new)
     assert parse(text) != program
     assert content_key(parse(text)) == content_key(program)
+
+
+def test_threads_build_the_same_nodes() -> None:
+    """Equal nodes are one object, whichever thread came first."""
+    threads, chains = 4, 2000
+    start = threading.Barrier(threads)
+    before = sys.getswitchinterval()
+
+    def build(_: int) -> list[Node]:
+        start.wait()
+        built = [const(1.0, "float32")]
+        for n in range(chains):
+            built.append(map_("add", built[-1], const(float(n), "float32")))
+        return built
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            first, *others = pool.map(build, range(threads))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(a is b for other in others for a, b in zip(first, other))
