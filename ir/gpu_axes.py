@@ -1,0 +1,98 @@
+"""What the values of a kernel do with their axes: values in, a table of roles out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from autosched.ir.elsewhere import moved_states
+from autosched.ir.node import Node, walk
+
+
+@dataclass
+class KernelAxes:
+    """What the values of a kernel do with their axes."""
+
+    left: set[str] = field(default_factory=set)  # of one operand of a contraction alone
+    shared: set[str] = field(default_factory=set)  # of both operands
+    reduced: dict[str, int] = field(default_factory=dict)
+    contracted: set[str] = field(default_factory=set)
+    recomputed: set[str] = field(default_factory=set)  # some contraction does without the axis
+    states: set[str] = field(default_factory=set)  # of folds
+    steps: set[str] = field(default_factory=set)  # along which folds run
+    inside: set[str] = field(default_factory=set)  # reduced in the body of a fold
+    scanned: dict[str, bool] = field(default_factory=dict)  # and whether from the end
+    moved: set[str] = field(default_factory=set)  # states are read at other places along them
+    ragged: set[str] = field(default_factory=set)  # the bounds of a fold vary along them
+
+
+def kernel_axes(values: Sequence[Node], stop: set[Node]) -> KernelAxes:
+    out = KernelAxes()
+    below = list(_walk(values, stop))
+    bodies = {n for f in below if f.op == "fold" for n in walk(*f.src)}
+    contractions: list[set[str]] = []
+    for node in below:
+        if node.op == "fold":
+            out.steps.add(node.attr[0])
+            out.moved |= moved_states(node)
+            out.ragged |= {a for b in node.src[: 2 * node.attr[2]] for a in b.names}
+            out.states |= {a for t in node.types[: len(node.attr[1])] for a, _ in t.axes}
+        if node.op == "scan":
+            out.scanned[node.attr[1]] = node.attr[3]
+        if node.op != "reduce":
+            continue
+        for s in node.src:
+            out.reduced |= {a: int(str(e)) for a, e in s.free if a in node.attr[1]}
+        if node in bodies:
+            out.inside |= set(node.attr[1])
+        pair = product_of(node)
+        if pair is None:
+            continue
+        a, b = pair
+        out.contracted |= set(node.attr[1])
+        out.left |= a ^ b
+        out.shared |= a & b
+        contractions.append(a | b)
+    out.left -= out.shared
+    for axes in contractions:
+        out.recomputed |= {a for c in contractions for a in c} - axes
+    return out
+
+
+def _walk(values: Sequence[Node], stop: set[Node]) -> Iterator[Node]:
+    """Nodes below the values, down to those that have a kernel of their own."""
+    seen: set[Node] = set()
+    todo = list(values)
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        yield node
+        if node not in stop or node in values:
+            todo.extend(node.src)
+
+
+def product_of(node: Node) -> tuple[set[str], set[str]] | None:
+    """The axes of the two operands of a sum of products, without those that are summed."""
+    if node.attr[0] != "sum":
+        return None
+    summed = set(node.attr[1])
+    body = node.src[0]
+    while body.op == "map" and body.attr[0] == "where" and body.src[2].op == "const":
+        body = body.src[1]
+    factors = [f for f in _factors(body) if summed & set(f.names)]
+    groups: list[set[str]] = []
+    for factor in factors:
+        axes = set(factor.names) - summed
+        if axes not in groups:
+            groups.append(axes)
+    # Of several factors, those over a subset of another's axes belong to it.
+    groups = [g for g in groups if not any(g < other for other in groups)]
+    return (groups[0], groups[1]) if len(groups) == 2 else None
+
+
+def _factors(node: Node) -> list[Node]:
+    if node.op == "map" and (node.attr[0] == "mul" or node.attr[0].startswith("cast:")):
+        return [f for s in node.src for f in _factors(s)]
+    return [node]

@@ -1,0 +1,122 @@
+"""How the axes of a kernel are cut for a target that computes on tiles: roles in, sizes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autosched.ir.block_axes import power_of_two
+from autosched.ir.gpu_axes import KernelAxes
+from autosched.ir.rules import tile
+from autosched.ir.schedule import Knob
+
+MATRIX_BLOCKS = (16, 32, 64, 128, 256)
+STEP_BLOCKS = (16, 32, 64, 128)  # elements of a reduced axis between two loads
+ROW_BLOCKS = (1, 2, 4, 8, 16, 32, 64)
+LINE_BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+WHOLE = 256  # elements of a matrix axis that stay in one box
+LONGEST_SIDE = 512  # of one whose rows are reduced, too: cut, each block would compute all of it
+LONG_LINE = 16384  # elements of a row that stay in one box
+MIN_DOT = 16
+
+Sizes = tuple[int, ...] | int | str
+
+
+def knob_over(knobs: list[Knob], name: str, sizes: Sizes) -> int | str:
+    """A size of the plan: a number, or the knob over several."""
+    if isinstance(sizes, (int, str)):
+        return sizes
+    if len(sizes) == 1:
+        return sizes[0]
+    knobs.append(Knob(name, sizes))
+    return f"${name}"
+
+
+def matrix_cut(
+    dims: Sequence[str], extents: dict[str, int], axes: KernelAxes, blocked: bool
+) -> dict[str, Sizes]:
+    """Blocks along one axis of each operand, points along what both have.
+
+    blocked: an axis of fewer elements than a tensor core's tile is a block all the same; else a
+    point, and the contraction a sum of products.
+    """
+    free = [a for a in dims if a in axes.left and a not in axes.shared]
+    sides = _sides(free, extents)
+    out: dict[str, Sizes] = {}
+    for axis in dims:
+        extent = extents[axis]
+        if axis in axes.steps:
+            out[axis] = tile.STEP
+        elif axis in axes.scanned:
+            out[axis] = 0 if extent <= LONG_LINE else _up_to(LINE_BLOCKS, extent)
+        elif axis in axes.ragged:
+            out[axis] = 1
+        elif _stays_whole(axis, extent, axes):
+            out[axis] = 0
+        elif axis in sides and extent > 1 and (blocked or extent >= MIN_DOT):
+            out[axis] = _up_to(MATRIX_BLOCKS, extent)
+        else:
+            out[axis] = 1
+    return out
+
+
+def _stays_whole(axis: str, extent: int, axes: KernelAxes) -> bool:
+    """Whether an axis is read at other places too, or cutting it would repeat a contraction."""
+    if axis in axes.moved or (axis in axes.states and axis in axes.inside):
+        return True
+    if axis in axes.left:
+        most = LONGEST_SIDE if axis in axes.reduced else WHOLE if axis in axes.recomputed else 0
+        return extent <= most
+    return axis in axes.reduced
+
+
+def _sides(free: Sequence[str], extents: dict[str, int]) -> set[str]:
+    """The last axis and the longest of the others: one for rows, one for columns."""
+    if not free:
+        return set()
+    last = free[-1]
+    others = [a for a in free if a != last]
+    return {last, *([max(others, key=lambda a: extents[a])] if others else [])}
+
+
+def line_cut(dims: Sequence[str], extents: dict[str, int], axes: KernelAxes) -> dict[str, Sizes]:
+    """A box along the contiguous axis, or along what is reduced, and some rows of another."""
+    out: dict[str, Sizes] = {}
+    for axis in dims:
+        extent = extents[axis]
+        if axis in axes.steps:
+            out[axis] = tile.STEP
+        elif axis in axes.ragged:
+            out[axis] = 1
+        elif axis in axes.moved:
+            out[axis] = 0
+        elif axis in axes.reduced or axis in axes.scanned:
+            out[axis] = 0 if extent <= LONG_LINE else _up_to(LINE_BLOCKS, extent)
+        elif axis == dims[-1]:
+            short = power_of_two(extent) < LINE_BLOCKS[0]
+            out[axis] = power_of_two(extent) if short else _up_to(LINE_BLOCKS, extent)
+        else:
+            out[axis] = 1
+    rows = [a for a in dims if out[a] == 1 and extents[a] > 1 and a not in axes.ragged]
+    if rows:
+        longest = max(rows, key=lambda a: extents[a])
+        out[longest] = _up_to(ROW_BLOCKS, extents[longest])
+    return out
+
+
+def reduce_sizes(axis: str, extent: int, axes: KernelAxes, crowded: bool) -> Sizes:
+    if axis in axes.contracted and axis not in axes.inside:
+        if extent <= MIN_DOT:
+            return 0
+        return _up_to(STEP_BLOCKS, extent)
+    if axis in axes.contracted:
+        return 0 if extent <= WHOLE else _up_to(STEP_BLOCKS, extent)
+    if extent > LONG_LINE:
+        return _up_to(LINE_BLOCKS, extent)
+    return _up_to(STEP_BLOCKS, extent) if crowded and extent > MIN_DOT else 0
+
+
+def _up_to(sizes: Sequence[int], extent: int) -> Sizes:
+    """The sizes that the axis fills, with the first that covers it."""
+    cover = power_of_two(extent)
+    fits = tuple(s for s in sizes if s <= cover)
+    return fits or (sizes[0],)

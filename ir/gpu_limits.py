@@ -1,0 +1,92 @@
+"""What the boxes of a kernel must obey: a kernel in, constraints over its knobs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autosched.ir.extent import as_node, ext_add, ext_mul, ext_product
+from autosched.ir.node import Extent, Node, walk
+from autosched.ir.ops import kernel_facts
+from autosched.ir.scalar import ITEMSIZE
+from autosched.ir.target import Target
+
+REGISTER_BYTES = 4 * 255  # of one thread
+MAX_LIVE = 2 / 3  # share of the registers that boxes may take; the rest is for addresses
+
+
+def resource_limits(kernel: Node, target: Target) -> list[Node]:
+    """What a kernel's boxes must obey: registers of its threads, shared memory of its block."""
+    facts = kernel_facts(kernel)
+    threads = ext_mul(facts.get("warps", 4), target.lanes)
+    nodes = list(walk(*kernel.src))
+    loops = _loop_axes(nodes)
+    limits: list[Node] = []
+    room = ext_mul(threads, int(REGISTER_BYTES * MAX_LIVE))
+    for held in _register_bytes(nodes, loops):
+        limits.append(as_node(held) <= as_node(room))
+    stages = facts.get("stages", 2)
+    kept: Extent = 0
+    for store in (n for n in nodes if n.op == "store"):
+        # A store through a descriptor leaves from shared memory.
+        kept = ext_add(kept, ext_mul(_bytes(store.src[1], loops), facts.get("descriptors", 0)))
+    for node in nodes:
+        if node.op == "fold":
+            staged = ext_mul(_staged_bytes(node, loops), stages)
+            if staged != 0:
+                limits.append(as_node(ext_add(staged, kept)) <= target.l1_bytes)
+    for node in nodes:
+        if node.op == "dot":
+            operands = [_bytes(s, loops) for s in node.src]
+            limits.append(as_node(ext_add(*operands)) <= target.l1_bytes)
+    return limits
+
+
+def _loop_axes(nodes: Sequence[Node]) -> set[str]:
+    """Axes that are coordinates of loops, not of boxes."""
+    return {n.attr[0] for n in nodes if n.op in ("forall", "fold")}
+
+
+def _bytes(value: Node, loops: set[str]) -> Extent:
+    sizes = ext_product([e for a, e in value.axes if a not in loops])
+    return ext_mul(sizes, max(ITEMSIZE[value.dtype], 1))
+
+
+def _register_bytes(nodes: Sequence[Node], loops: set[str]) -> list[Extent]:
+    """The states of each fold together, and every box that a dot or a reduce makes or reads."""
+    out: list[Extent] = []
+    in_dots = {s for n in nodes if n.op == "dot" for s in n.src}
+    for node in nodes:
+        if node.op == "fold":
+            total: Extent = 0
+            for kind in node.types[: len(node.attr[1])]:
+                boxes = [e for a, e in kind.axes if a not in loops]
+                total = ext_add(total, ext_mul(ext_product(boxes), ITEMSIZE[kind.dtype]))
+            dots = [n for n in walk(*node.src) if n.op == "dot" and n.carries == frozenset()]
+            widest = [_bytes(d, loops) for d in dots if node.attr[0] in d.names]
+            # A product that feeds another one is live beside the states.
+            inner = [w for d, w in zip(dots, widest) if any(d in walk(s) for s in in_dots)]
+            for w in inner[:1]:
+                total = ext_add(total, w)
+            out.append(total)
+        elif node.op == "reduce":
+            out += [_bytes(s, loops) for s in node.src]
+        elif node.op == "dot":
+            out.append(_bytes(node, loops))
+        elif node.op == "store":
+            out.append(_bytes(node.src[1], loops))
+    return [o for o in out if isinstance(o, Node) or o > 0]
+
+
+def _staged_bytes(fold: Node, loops: set[str]) -> Extent:
+    """Bytes of the boxes that dots of the loop read anew at each of its steps."""
+    axis = fold.attr[0]
+    total: Extent = 0
+    seen: set[Node] = set()
+    for node in walk(*fold.src[2 * fold.attr[2] :]):
+        if node.op != "dot":
+            continue
+        for load in (n for s in node.src for n in walk(s) if n.op == "load"):
+            if load not in seen and axis in load.names:
+                seen.add(load)
+                total = ext_add(total, _bytes(load, loops))
+    return total
