@@ -33,11 +33,11 @@ class BlockAxes:
         self.claims[found] = claim
         return found
 
-    def block(self, extent: int, size: Extent, name: str, start: Node) -> Node:
+    def block(self, extent: Extent, size: Extent, name: str, start: Node) -> Node:
         """The coordinates start + [0, size) of an axis, and their condition in `valid`."""
         self.tiles[name] = size
         at = simplify(start + iota(name, size))
-        inside = simplify(at < extent)
+        inside = simplify(at < as_node(extent))
         if not (inside.op == "const" and inside.attr[0]):
             self.valid[name] = inside
         return at
@@ -49,7 +49,7 @@ class BlockAxes:
         return self.block(extent, size, name, as_node(0))
 
     def blocked(
-        self, axis: str, extent: int, size: Extent, kind: str, taken: Collection[str] = (),
+        self, axis: str, extent: Extent, size: Extent, kind: str, taken: Collection[str] = (),
         reverse: bool = False,
     ) -> tuple[str, Node]:  # fmt: skip
         """(the loop over blocks, the coordinates of a block) of an axis; kind: whose loop it is;

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from autosched.ir.block_axes import BlockAxes
 from autosched.ir.expand import Home, fresh
-from autosched.ir.extent import as_node, ext_cdiv, simplify
+from autosched.ir.extent import as_node, ext_cdiv, is_extent, simplify
 from autosched.ir.linear import range_of
 from autosched.ir.monoid import MONOIDS, dtype_limit
 from autosched.ir.node import Extent, IRError, Node, walk
@@ -43,6 +43,13 @@ Env = Mapping[str, Node]
 
 class NoBlock(Exception):
     """A value that has no form over boxes; the message says why."""
+
+
+def closed(axis: str, extent: Extent) -> int:
+    """The extent of an axis that is to be one box."""
+    if isinstance(extent, Node):
+        raise NoBlock(f"the axis {axis} has an open extent, so no box can hold all of it")
+    return extent
 
 
 _OPEN = const(-1, "int32")  # the coordinate of an axis for which a loop has yet to choose one
@@ -234,13 +241,12 @@ class Blocks(BlockAxes):
             return self._reduce(Node("reduce", (inner,), (monoid, axes[:1])), env)
         (axis,) = axes
         extent = next(e for s in node.src for a, e in s.free if a == axis)
-        if not isinstance(extent, int):
-            raise NoBlock(f"the axis {axis} has an open extent")
         size = self.sizes.get(axis, 0)
         inside = {a for s in node.src for a, _ in s.free} - {axis}
         taken = {a for x in inside for a, _ in env[x].free}
-        if isinstance(size, int) and (size == 0 or size >= extent):
-            at = self.whole(axis, extent, taken)
+        fits = isinstance(size, int) and isinstance(extent, int) and size >= extent
+        if size == 0 or fits:
+            at = self.whole(axis, closed(axis, extent), taken)
             return self._box_reduce(node, {**env, axis: at}, self.box(at))
         outer, at = self.blocked(axis, extent, size, "reduce", taken)
         part = self._box_reduce(node, {**env, axis: at}, self.box(at))
@@ -319,7 +325,7 @@ class Blocks(BlockAxes):
         for a, e in {**extents, **{a: 0 for a in env if a != axis}}.items():
             at = env.get(a, self.own.get(a, _OPEN))
             varies = step.attr[0] in dict(at.free)
-            coords[a] = self.whole(a, int(str(e))) if varies else at
+            coords[a] = self.whole(a, closed(a, e)) if varies else at
         while True:
             try:
                 made = self._fold_at(node, coords, step)
@@ -328,12 +334,12 @@ class Blocks(BlockAxes):
                     raise
                 a = wish.axis
                 free = coords[a] is _OPEN and not self._inner(wish.at, step)
-                coords[a] = wish.at if free else self.whole(a, int(str(extents[a])))
+                coords[a] = wish.at if free else self.whole(a, closed(a, extents[a]))
                 continue
             left = [a for a, at in coords.items() if at is _OPEN]
             if not left:
                 return made, coords
-            coords |= {a: self.whole(a, int(str(extents[a]))) for a in left}
+            coords |= {a: self.whole(a, closed(a, extents[a])) for a in left}
 
     def _fold_at(self, node: Node, coords: dict[str, Node], step: Node) -> Node:
         _, names, n_intervals, _ = node.attr
@@ -376,7 +382,7 @@ class Blocks(BlockAxes):
         moved = {}
         for a, at in pin.coords:
             if a in env and env[a] is not at:
-                if at is not self.whole(a, int(str(extents[a]))):
+                if at is not self.whole(a, closed(a, extents[a])):
                     raise _ElsewhereError(name, a, env[a])
                 moved[self.box(at)] = self._within(env[a], at)
         boxes = {a: e for _, at in pin.coords for a, e in self.boxes(at).items()}
@@ -410,7 +416,7 @@ class Blocks(BlockAxes):
         if found is not None and at is self.own.get(axis) and found.backward == reverse:
             return get(self._block_scan(node, env, found), len(node.types) + index)
         taken = {a for x, e in env.items() if x != axis for a, _ in e.free}
-        box = self.whole(axis, int(str(node.types[0].extent(axis))), taken)
+        box = self.whole(axis, closed(axis, node.types[0].extent(axis)), taken)
         made = self._box_scan(node, {**env, axis: box}, self.box(box))
         if box is at:
             return get(made, index)
@@ -479,12 +485,12 @@ def _masked(read: Node, tests: Sequence[Node]) -> Node:
 
 
 def _bound(test: Node) -> _Bound | None:
-    if test.op != "map" or test.attr[0] != "lt" or test.src[1].op != "const":
+    if test.op != "map" or test.attr[0] != "lt":
         return None
     at, end = test.src
-    if at.dtype != "int32" or not at.free:
+    if at.dtype != "int32" or not at.free or not is_extent(end):
         return None
-    return _Bound(simplify(minimum(at, end.attr[0] - 1)), at, test)
+    return _Bound(simplify(minimum(at, end - 1)), at, test)
 
 
 def _terms(node: Node) -> list[Node]:

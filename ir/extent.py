@@ -42,6 +42,11 @@ def as_extent(node: Extent) -> Extent:
     return node.attr[0] if node.op == "const" else node
 
 
+def is_extent(node: Node) -> bool:
+    """Whether a node is a number that depends on knobs alone."""
+    return not node.free and all(n.op in ("const", "knob", "map") for n in walk(node))
+
+
 def _binary(fn: str, fold: Callable[[int, int], int], a: Extent, b: Extent) -> Extent:
     if not isinstance(a, Node) and not isinstance(b, Node):
         return fold(a, b)

@@ -146,6 +146,39 @@ def _monomial_range(mono: Monomial) -> Range:
     return lo, hi if known else None
 
 
+def _difference_range(a: Node, b: Node) -> Range:
+    """The range of a - b, where coordinates along open extents may cancel against those."""
+    terms = _added(poly(a), poly(b), -1)
+    lo, hi = _poly_range(terms)
+    if lo is None:
+        lo = _poly_range(_at_ends(terms, -1))[0]
+    if hi is None:
+        hi = _poly_range(_at_ends(terms, 1))[1]
+    return lo, hi
+
+
+def _at_ends(terms: Poly, sign: int) -> Poly:
+    """What bounds the terms from above (sign 1) or below: of each monomial that has no bound of
+    its own the coordinates at the end of their axes where that bounds it, else at 0."""
+    out: Poly = {}
+    todo = list(terms.items())
+    while todo:
+        mono, c = todo.pop()
+        inner = next((a for a in mono if a.op == "iota"), None)
+        if inner is None or None not in _monomial_range(mono):
+            out[mono] = out.get(mono, 0) + c
+            continue
+        rest = list(mono)
+        rest.remove(inner)
+        if any((range_of(a)[0] or 0) < 0 or range_of(a)[0] is None for a in rest):
+            return {mono: c}
+        if c * sign > 0:
+            end: Extent = inner.attr[1]
+            last = _added(poly(end) if isinstance(end, Node) else {(): end}, {(): -1})
+            todo += _multiplied(last, {tuple(rest): c}).items()
+    return {m: c for m, c in out.items() if c}
+
+
 def _floordiv_range(a: Range, b: Range) -> Range:
     if a[0] is None or a[0] < 0:
         return UNKNOWN
@@ -286,7 +319,7 @@ def _mod(node: Node) -> Node:
 
 def _min_max(node: Node) -> Node:
     a, b = node.src
-    lo, hi = _poly_range(_added(poly(a), poly(b), -1))
+    lo, hi = _difference_range(a, b)
     less = node.attr[0] == "min"
     if hi is not None and hi <= 0:
         return a if less else b
@@ -313,7 +346,7 @@ _FAR = 1 << 62
 
 
 def _compare(node: Node) -> Node:
-    lo, hi = _poly_range(_added(poly(node.src[0]), poly(node.src[1]), -1))
+    lo, hi = _difference_range(*node.src)
     ends = (-_FAR if lo is None else lo, _FAR if hi is None else hi)
     for answer, test in zip((True, False), _COMPARE[node.attr[0]]):
         if test(*ends):

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from autosched.ir.expand import fresh
-from autosched.ir.extent import as_node
+from autosched.ir.extent import as_node, ext_cdiv, ext_mod, ext_sub
 from autosched.ir.monoid import MONOIDS, dtype_limit
 from autosched.ir.node import Extent, Node, Program, replace_nodes, walk
 from autosched.ir.ops import (
@@ -66,7 +66,7 @@ def apply(program: Program, action: Action) -> Program | Illegal:
         why = f"no two reduces over {axis} depend on each other or on one result along it"
         return Illegal("NO_CHAIN", why)
     extent = _extent(chain[0])
-    if not isinstance(extent, int) or block > extent:
+    if isinstance(extent, int) and block > extent:
         return Illegal("TOO_BIG", f"{axis} has {extent} elements, a block {block}")
     taken = {a for n in walk(*program.body) for a, _ in n.free}
     pass_ = _Pass(axis, extent, block, fresh(f"{axis}.blk", taken), fresh(f"{axis}.in", taken))
@@ -109,7 +109,7 @@ class _Pass:
     """The fold as it grows; `old` and `new` are states by result, before and behind a block."""
 
     axis: str
-    extent: int
+    extent: Extent
     block: int
     outer: str
     inner: str
@@ -147,8 +147,7 @@ class _Pass:
 
     def finals(self) -> dict[Node, Node]:
         """{result of a reduce: its value from the last states}."""
-        blocks = -(-self.extent // self.block)
-        loop = fold(self.outer, [(0, as_node(blocks))], self.states)
+        loop = fold(self.outer, [(0, as_node(self.blocks))], self.states)
         return self.values({result: get(loop, k) for k, result in enumerate(self.old)})
 
     def values(self, states: Mapping[Node, Node]) -> dict[Node, Node]:
@@ -161,8 +160,17 @@ class _Pass:
     # ---- one block ------------------------------------------------------------------------
 
     @property
+    def blocks(self) -> Extent:
+        return ext_cdiv(self.extent, self.block)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the last block may lie beyond the end of the axis in part."""
+        return ext_mod(self.extent, self.block) != 0
+
+    @property
     def _start(self) -> Node:
-        return iota(self.outer, -(-self.extent // self.block)) * self.block
+        return iota(self.outer, self.blocks) * self.block
 
     def total(self, body: Node) -> Node:
         moved = self._moved(body)
@@ -172,20 +180,20 @@ class _Pass:
 
     def counts(self) -> tuple[Node, Node]:
         left = minimum(as_node(self.extent) - self._start, self.block)
-        return self._start, left if self.extent % self.block else as_node(self.block)
+        return self._start, left if self.ragged else as_node(self.block)
 
     def _filled(self, value: Node, identity: float) -> Node:
         """`value` in the block, the identity behind the end of the axis."""
-        if self.extent % self.block == 0:
+        if not self.ragged:
             return value
         at = self._start + iota(self.inner, self.block)
-        return where(at < self.extent, value, identity)
+        return where(at < as_node(self.extent), value, identity)
 
     def _moved(self, root: Node) -> Node:
         """`root` with the axis read at the block's elements, down to what is stored."""
         at = self._start + iota(self.inner, self.block)
-        if self.extent % self.block:
-            at = minimum(at, self.extent - 1)
+        if self.ragged:
+            at = minimum(at, as_node(ext_sub(self.extent, 1)))
         for node in walk(root):
             if node in self.moved:
                 continue

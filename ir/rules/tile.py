@@ -28,7 +28,7 @@ import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from autosched.ir.blocks import Blocks, NoBlock, Serial
+from autosched.ir.blocks import Blocks, NoBlock, Serial, closed
 from autosched.ir.elsewhere import loop_of, loop_results
 from autosched.ir.expand import Home, fresh
 from autosched.ir.extent import as_node, ext_cdiv, simplify
@@ -213,8 +213,6 @@ def _kernel(
     steps: dict[str, tuple[str, Extent]] = {}
     for axis, size, how in axes:
         extent = extents[axis]
-        if not isinstance(extent, int):
-            raise NoBlock(f"the axis {axis} has an open extent")
         if size == STEP:
             name = blocks.name(f"{axis}.s", axis, extent)
             blocks.own[axis] = iota(name, extent)
@@ -225,7 +223,7 @@ def _kernel(
             blocks.own[axis] = iota(name, extent)
             placed[axis] = (name, extent)
         elif size == 0:
-            blocks.own[axis] = blocks.whole(axis, extent)
+            blocks.own[axis] = blocks.whole(axis, closed(axis, extent))
         else:
             assert not isinstance(size, str)
             outer, blocks.own[axis] = blocks.blocked(
