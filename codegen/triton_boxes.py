@@ -1,22 +1,25 @@
 """Which loads and stores are blocks of a tensor descriptor: strides, sizes and masks that fit.
 
 A descriptor reads zero outside its buffer and writes nothing there. A mask that says no more than
-that is dropped.
+that is dropped; where a test of the whole box fails, the box is one beyond the buffer.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from operator import and_
 
 from autosched.codegen.triton_values import number
 from autosched.ir.extent import simplify
 from autosched.ir.linear import Poly, from_poly, poly
 from autosched.ir.node import Node, walk
-from autosched.ir.ops import cast, const, iota
+from autosched.ir.ops import cast, const, iota, where
 from autosched.ir.scalar import ITEMSIZE
 
+MAX_INT32 = 2**31 - 1
 MAX_BOX = 256  # elements of one dimension of a block
 MAX_RANK = 5
 ALIGNMENT = 16  # bytes, of strides and of a block's innermost row
@@ -50,13 +53,20 @@ def mask_of(node: Node) -> Node | None:
 @dataclass(frozen=True)
 class Box:
     """A load or store through a descriptor: its block, the axes of the block's dimensions that are
-    longer than 1, where it starts. masked: a mask says more than the descriptor does."""
+    longer than 1, where it starts. masked: a mask says more than the descriptor does.
+
+    extents, strides: of the tensor that the descriptor speaks of; base: (coordinate, stride) of
+    the dimensions that its address accounts for.
+    """
 
     node: Node
     block: tuple[int, ...]
     axes: tuple[str, ...]
     coordinates: tuple[Node, ...]
     masked: bool
+    extents: tuple[int, ...]
+    strides: tuple[int, ...]
+    base: tuple[tuple[Node, int], ...] = ()
 
 
 def terms_of(node: Node) -> Poly:
@@ -80,10 +90,10 @@ def _tile_axes(node: Node, loops: Container[str]) -> set[str]:
     return {a for a, e in found.items() if e > 1 and a not in loops}
 
 
-def box_of(node: Node, loops: Container[str]) -> Box | None:
+def box_of(node: Node, loops: Container[str], fixed: Container[str] = ()) -> Box | None:
     """The access as a block of a tensor descriptor, or None where it cannot be one.
 
-    loops: the axes that loops bind.
+    loops: the axes that loops bind; fixed: those of them that a program has one value of.
     """
     handle, starts, dims = access_of(node)
     extents, strides = extents_of(handle), strides_of(handle)
@@ -112,6 +122,9 @@ def box_of(node: Node, loops: Container[str]) -> Box | None:
         if any(a not in loops for a, _ in at.free) or at.dtype != "int32":
             return None
         coordinates.append(at)
+    guards, inside, tested = _inside(node, extents, loops)
+    if guards:
+        coordinates[0] = where(functools.reduce(and_, guards), coordinates[0], extents[0])
     fits = (
         # A box of one line gains nothing, and on Hopper such a kernel ended with misaligned
         # addresses or stores beyond the buffer (Triton 3.6, several one-line boxes in a kernel).
@@ -127,8 +140,47 @@ def box_of(node: Node, loops: Container[str]) -> Box | None:
     )
     if not fits:
         return None
-    return Box(node, tuple(block), tuple(axes), tuple(coordinates),
-               not _inside(node, extents))  # fmt: skip
+    found = _joined(tuple(map(_Dim, extents, strides, block, coordinates, tested)))
+    base = [d for d in found if d.point and _known(d.at, fixed)] if len(found) > 2 else []
+    kept = [d for d in found if d not in base]
+    return Box(
+        node, tuple(d.size for d in kept), tuple(axes), tuple(d.at for d in kept), not inside,
+        tuple(d.extent for d in kept), tuple(d.stride for d in kept),
+        tuple((d.at, d.stride) for d in base),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Dim:
+    """A dimension of a box. tested: the mask may keep it from going beyond the extent."""
+
+    extent: int
+    stride: int
+    size: int
+    at: Node
+    tested: bool
+
+    @property
+    def point(self) -> bool:
+        return self.size == 1 and not self.tested
+
+
+def _joined(dims: tuple[_Dim, ...]) -> tuple[_Dim, ...]:
+    """The dimensions with each point joined to its right neighbour; the buffer is dense, so that
+    one step of the outer dimension is all of the inner one."""
+    out: list[_Dim] = []
+    for dim in dims:
+        if out and out[-1].point and not dim.tested and out[-1].extent * dim.extent <= MAX_INT32:
+            outer = out.pop()
+            at = simplify(outer.at * dim.extent + dim.at)
+            dim = replace(dim, extent=outer.extent * dim.extent, at=at)
+        out.append(dim)
+    return tuple(out)
+
+
+def _known(at: Node, fixed: Container[str]) -> bool:
+    """Whether a program has one value of it."""
+    return not at.carries and all(a in fixed for a, _ in at.free)
 
 
 def _tile_of(start: Node, tiles: list[str]) -> tuple[Node, str, int] | None:
@@ -145,19 +197,28 @@ def _tile_of(start: Node, tiles: list[str]) -> tuple[Node, str, int] | None:
     return None
 
 
-def _inside(node: Node, extents: tuple[int, ...]) -> bool:
-    """Whether the mask says no more than that coordinates are below the buffer's extents, and
-    the fill is zero: what a descriptor does by itself."""
+def _inside(
+    node: Node, extents: tuple[int, ...], loops: Container[str]
+) -> tuple[list[Node], bool, list[bool]]:
+    """The tests of the whole box in the mask; whether the rest says no more than that coordinates
+    are below the buffer's extents, and the fill is zero: what a descriptor does; and of each
+    dimension whether the mask may keep it from going beyond its extent."""
     mask = mask_of(node)
     if mask is None:
-        return True
+        return [], True, [False] * len(extents)
     fill = node.src[-1]
     if node.op == "load" and not (fill.op == "const" and not fill.attr[0]):
-        return False
+        return [], False, [True] * len(extents)
     _, starts, dims = access_of(node)
     bounds = [_margin(const(e, "int32"), coordinate(s, d))
               for s, d, e in zip(starts, dims, extents)]  # fmt: skip
-    return all(_less(part) in bounds for part in _conjunction(mask))
+    rest = [part for part in _conjunction(mask) if _less(part) not in bounds]
+    if any(a not in loops for part in rest for a, _ in part.free):
+        return [], False, [True] * len(extents)
+    parts = [_less(part) for part in _conjunction(mask)]
+    tested = [bound in parts for bound in bounds]
+    # Where such a test fails, the whole box is moved beyond the first dimension.
+    return rest, True, [tested[0] or bool(rest), *tested[1:]]
 
 
 def _conjunction(mask: Node) -> list[Node]:
