@@ -8,50 +8,19 @@ pointers behind them (memory for tensor descriptors, memory for a profiler).
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from autosched.codegen.runtime import driver as cuda
+from autosched.codegen.runtime.driver import CubinModule, DriverError
 from autosched.codegen.runtime.launch import Plan, Step, empty, processor_count
 
-# Names of cuda.h: CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, .._MAX_DYNAMIC_SHARED_SIZE_BYTES,
-# CU_FUNC_CACHE_PREFER_SHARED.
-_SHARED_SIZE, _MAX_DYNAMIC_SHARED, _PREFER_SHARED = 1, 8, 1
-_UNASKED_BYTES = 48 * 1024  # of shared memory that every kernel may take; more it must ask for
+__all__ = ["CubinLauncher", "CubinModule", "DriverError"]
+
 _ALIGNED = 16  # kernels are compiled for addresses that are multiples of this
-
-
-class DriverError(RuntimeError):
-    """A call of the driver failed. The text has "CUDA error", the sign that a context is lost."""
-
-
-class CubinModule:
-    """One loaded cubin; `close` unloads it."""
-
-    def __init__(self, code: bytes, symbol: str, shared_bytes: int, most_bytes: int) -> None:
-        """most_bytes: of shared memory that a block may have on this device."""
-        driver = _driver()
-        self._module, self.function = ctypes.c_void_p(), ctypes.c_void_p()
-        _check(driver.cuModuleLoadData(ctypes.byref(self._module), code), "cuModuleLoadData")
-        name = symbol.encode()
-        _check(driver.cuModuleGetFunction(ctypes.byref(self.function), self._module, name),
-               f"cuModuleGetFunction {symbol}")  # fmt: skip
-        if shared_bytes > _UNASKED_BYTES:
-            # As Triton does it: all that there is, so that the same share is the cache's.
-            fixed = ctypes.c_int()
-            _check(driver.cuFuncSetCacheConfig(self.function, _PREFER_SHARED),
-                   "cuFuncSetCacheConfig")  # fmt: skip
-            _check(driver.cuFuncGetAttribute(ctypes.byref(fixed), _SHARED_SIZE, self.function),
-                   "cuFuncGetAttribute")  # fmt: skip
-            dynamic = most_bytes - fixed.value
-            _check(driver.cuFuncSetAttribute(self.function, _MAX_DYNAMIC_SHARED, dynamic),
-                   f"cuFuncSetAttribute {symbol}, {dynamic} bytes of shared memory")
-
-    def close(self) -> None:
-        _check(_driver().cuModuleUnload(self._module), "cuModuleUnload")
 
 
 class CubinLauncher:
@@ -108,12 +77,14 @@ class CubinLauncher:
         params = (ctypes.c_void_p * len(addresses))(
             *(start + n * width for n in range(len(addresses)))
         )
-        driver, function = _driver(), self._loaded[kernel["file"]].function
+        driver, function = cuda.library(), self._loaded[kernel["file"]].function
         threads, shared = kernel["threads"], kernel["shared_bytes"]
 
         def launch(stream: ctypes.c_void_p, _keep: Any = (values, own, operands)) -> None:
-            _check(driver.cuLaunchKernel(function, programs, 1, 1, threads, 1, 1, shared, stream,
-                                         params, None), f"launch of {step.kernel}")
+            code = driver.cuLaunchKernel(
+                function, programs, 1, 1, threads, 1, 1, shared, stream, params, None
+            )
+            cuda.check(code, f"launch of {step.kernel}")
 
         return launch
 
@@ -129,26 +100,3 @@ class CubinLauncher:
         # After an error the context may be lost, and the process is thrown away with its modules.
         if kind is None:
             self.close()
-
-
-@functools.cache
-def _driver() -> ctypes.CDLL:
-    driver = ctypes.CDLL("libcuda.so.1")
-    p, u = ctypes.c_void_p, ctypes.c_uint
-    driver.cuModuleLoadData.argtypes = [p, ctypes.c_char_p]
-    driver.cuModuleGetFunction.argtypes = [p, p, ctypes.c_char_p]
-    driver.cuModuleUnload.argtypes = [p]
-    driver.cuFuncSetCacheConfig.argtypes = [p, ctypes.c_int]
-    driver.cuFuncGetAttribute.argtypes = [p, ctypes.c_int, p]
-    driver.cuFuncSetAttribute.argtypes = [p, ctypes.c_int, ctypes.c_int]
-    driver.cuLaunchKernel.argtypes = [p, u, u, u, u, u, u, u, p, p, p]
-    driver.cuGetErrorString.argtypes = [ctypes.c_int, p]
-    return driver
-
-
-def _check(code: int, what: str) -> None:
-    if code:
-        text = ctypes.c_char_p()
-        _driver().cuGetErrorString(code, ctypes.byref(text))
-        said = text.value.decode() if text.value else f"code {code}"
-        raise DriverError(f"CUDA error: {what}: {said}")

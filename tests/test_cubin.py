@@ -13,6 +13,7 @@ import torch
 import triton_modules as modules
 
 from autosched.codegen import cubin
+from autosched.codegen.runtime import driver as driver_module
 from autosched.codegen.runtime.launch import Plan
 from autosched.codegen.triton_build import build
 from autosched.ir.target import parse_target
@@ -69,7 +70,7 @@ class Driver:
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     made = Driver()
-    monkeypatch.setattr(cubin, "_driver", lambda: made)
+    monkeypatch.setattr(driver_module, "library", lambda: made)
     stream = SimpleNamespace(cuda_stream=77)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     facts = SimpleNamespace(shared_memory_per_block_optin=OPT_IN)
