@@ -16,6 +16,7 @@ from autosched.ir.rules import (
     rfactor,
     skip,
     split,
+    split_reduce,
     tile,
     trim,
 )
@@ -34,4 +35,5 @@ RULES: dict[str, Callable[[Program, Action], Program | Illegal]] = {
     "tile": tile.apply,
     "exp2": exp2.apply,
     "skip": skip.apply,
+    "split_reduce": split_reduce.apply,
 }

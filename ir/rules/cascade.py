@@ -41,6 +41,7 @@ from autosched.ir.rules.corrections import NoRow, Step, corrected
 
 LONG = 512  # elements of an axis from which one pass may pay
 BLOCKS = (64, 128)
+_ZERO = const(0, "int32")
 
 
 def propose(program: Program, target: object = None) -> tuple[Action, ...]:
@@ -69,7 +70,7 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     if isinstance(extent, int) and block > extent:
         return Illegal("TOO_BIG", f"{axis} has {extent} elements, a block {block}")
     taken = {a for n in walk(*program.body) for a, _ in n.free}
-    pass_ = _Pass(axis, extent, block, fresh(f"{axis}.blk", taken), fresh(f"{axis}.in", taken))
+    pass_ = Pass(axis, extent, block, fresh(f"{axis}.blk", taken), fresh(f"{axis}.in", taken))
     try:
         for node in chain:
             pass_.add(node)
@@ -105,7 +106,7 @@ def _extent(node: Node) -> Extent:
 
 
 @dataclass
-class _Pass:
+class Pass:
     """The fold as it grows; `old` and `new` are states by result, before and behind a block."""
 
     axis: str
@@ -119,6 +120,7 @@ class _Pass:
     steps: dict[Node, Step] = field(default_factory=dict)
     moved: dict[Node, Node] = field(default_factory=dict)
     named: int = 0
+    first: Node = _ZERO  # the block that the pass starts with
 
     def add(self, node: Node) -> None:
         """The states of one more reduce, and of those that its correction asks for."""
@@ -147,8 +149,12 @@ class _Pass:
 
     def finals(self) -> dict[Node, Node]:
         """{result of a reduce: its value from the last states}."""
-        loop = fold(self.outer, [(0, as_node(self.blocks))], self.states)
-        return self.values({result: get(loop, k) for k, result in enumerate(self.old)})
+        return self.values(self.results(as_node(self.blocks)))
+
+    def results(self, end: Node) -> dict[Node, Node]:
+        """{result of a reduce: its state behind the blocks from the first to `end`}."""
+        loop = fold(self.outer, [(self.first, end)], self.states)
+        return {result: get(loop, k) for k, result in enumerate(self.old)}
 
     def values(self, states: Mapping[Node, Node]) -> dict[Node, Node]:
         """{result: its value, were the axis to end at these states}."""
@@ -180,7 +186,10 @@ class _Pass:
 
     def counts(self) -> tuple[Node, Node]:
         left = minimum(as_node(self.extent) - self._start, self.block)
-        return self._start, left if self.ragged else as_node(self.block)
+        before = (iota(self.outer, self.blocks) - self.first) * self.block
+        if self.first is _ZERO:
+            before = self._start
+        return before, left if self.ragged else as_node(self.block)
 
     def _filled(self, value: Node, identity: float) -> Node:
         """`value` in the block, the identity behind the end of the axis."""

@@ -62,7 +62,7 @@ class Block(Protocol):
     def add(self, node: Node) -> None:
         """Another reduce over the axis as a state, unless it is one."""
 
-    def values(self, states: Mapping[Node, Node]) -> dict[Node, Node]:
+    def values(self, states: Finals) -> dict[Node, Node]:
         """{result: what it is, were the axis to end at these states}."""
 
     def total(self, body: Node) -> Node:
@@ -73,11 +73,24 @@ class Block(Protocol):
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Two stretches of the axis, one behind the other: states of results by result, those of the
+    earlier one, of the later one and of both together, and their numbers of elements (int32)."""
+
+    left: Finals
+    right: Finals
+    both: Finals
+    counts: tuple[Node, Node]
+
+
+@dataclass(frozen=True)
 class Step:
-    """The state behind a block; `final` makes the value from the last state and final values."""
+    """The state behind a block; `final` makes the value from the last state and final values,
+    `merged` the state of two stretches from those of each."""
 
     new: Node
     final: Callable[[Node, Finals], Node]
+    merged: Callable[[Node, Node, Parts], Node]
 
 
 def corrected(node: Node, old: Node, block: Block) -> Step:
@@ -245,7 +258,7 @@ class _Factors:
                 state = where(isnan(table[test]), 0.0, state)
             return state
 
-        return Step(step.new, final)
+        return Step(step.new, final, step.merged)
 
 
 def _times(a: Node, b: Node) -> Node:
@@ -268,9 +281,17 @@ def _product(factors: _Factors, inside: Node, old: Node) -> Step:
         raise NoRow("a product of two differences from earlier results")
     block, shifts = factors.block, factors.shifts
     drift = _Drift(factors, inside, factors.drifts[0]) if factors.drifts else None
-    moved = old if drift is None else old + drift.correction
-    for shift in shifts:
-        moved = moved * _correction(shift, block)
+
+    def moved(state: Node, before: Finals, behind: Finals) -> Node:
+        """The state in terms of the references that earlier results now make."""
+        state = state if drift is None else state + drift.correction(before, behind)
+        for shift in shifts:
+            state = state * _correction(shift, before, behind)
+        return state
+
+    def merged(left: Node, right: Node, parts: Parts) -> Node:
+        return moved(left, parts.left, parts.both) + moved(right, parts.right, parts.both)
+
     running = {s.top: _or_zero(block.new[s.top]) for s in shifts}
     body = replace_nodes(inside, running)
     body = body if drift is None else body * drift.here
@@ -287,29 +308,31 @@ def _product(factors: _Factors, inside: Node, old: Node) -> Step:
                 state = state * last
         return state
 
-    return Step(moved + block.total(body), final)
+    return Step(moved(old, block.old, block.new) + block.total(body), final, merged)
 
 
-def _correction(shift: _Shift, block: Block) -> Node:
+def _correction(shift: _Shift, before: Finals, behind: Finals) -> Node:
     """exp(c (m - m')); 1 as long as m is no number, and reads as 0."""
-    before = block.old[shift.top]
-    factor = shift.at(before, _or_zero(block.new[shift.top]))
-    return where(_is_finite(before), factor, 1.0)
+    top = before[shift.top]
+    factor = shift.at(top, _or_zero(behind[shift.top]))
+    return where(_is_finite(top), factor, 1.0)
 
 
 class _Drift:
     """The difference of a body: what it is in the block, and how its reference moves."""
 
     def __init__(self, factors: _Factors, inside: Node, difference: _Difference) -> None:
-        block, self.level = factors.block, difference.level
-        self.weights = sum_(block.axis, _along(inside, block))  # F
-        block.add(self.weights)
-        before, behind = (
-            _or_zero(replace_nodes(self.level, block.values(states)))
-            for states in (block.old, block.new)
-        )
-        self.correction = (before - behind) * block.old[self.weights]
-        self.here = difference.x - behind
+        self.block, self.level = factors.block, difference.level
+        self.weights = sum_(self.block.axis, _along(inside, self.block))  # F
+        self.block.add(self.weights)
+        self.here = difference.x - self._reference(self.block.new)
+
+    def _reference(self, states: Finals) -> Node:
+        return _or_zero(replace_nodes(self.level, self.block.values(states)))
+
+    def correction(self, before: Finals, behind: Finals) -> Node:
+        moved = self._reference(before) - self._reference(behind)
+        return moved * before[self.weights]
 
     def final(self, state: Node, table: dict[Node, Node]) -> Node:
         """What the definition makes of a reference that is no number."""
@@ -358,7 +381,18 @@ def _moments(factors: _Factors, inside: Node, old: Node) -> Step | None:
     apart_y = mean_y - block.old[other] / earlier
     spread = block.total((x - mean_x) * (y - mean_y))
     new = spread + apart_x * apart_y * (before * here / (before + here))
-    return Step(old + (new if sign == 1.0 else new * sign), lambda state, finals: state)
+
+    def merged(left: Node, right: Node, parts: Parts) -> Node:
+        n, m = (cast(count, x.dtype) for count in parts.counts)
+        apart = [
+            parts.right[s] / maximum(m, 1.0) - parts.left[s] / maximum(n, 1.0)
+            for s in (total, other)
+        ]
+        between = apart[0] * apart[1] * (n * m / maximum(n + m, 1.0))
+        return left + right + (between if sign == 1.0 else between * sign)
+
+    new = old + (new if sign == 1.0 else new * sign)
+    return Step(new, lambda state, finals: state, merged)
 
 
 def _total_of(difference: _Difference, block: Block) -> Node | None:
