@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from autosched.ir.interp import InterpError, evaluate
 from autosched.ir.node import Program
 from autosched.ir.text import parse, to_text
 
+GIVEN = "given.npz"
 _SHRINKS = (1, 16, 1 << 30)  # of the range of indices, until no read is out of range
 
 
@@ -45,6 +47,20 @@ def write_program(folder: Path, program: Program) -> None:
     """Makes the folder of a task with its definition."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PROGRAM).write_text(to_text(program), "utf-8")
+
+
+def write_given(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Adds inputs to the folder of a task that have values of their own and are not drawn."""
+    np.savez(folder / GIVEN, **dict(arrays))  # type: ignore[arg-type]
+
+
+def read_given(folder: Path) -> dict[str, np.ndarray]:
+    """What `write_given` wrote; nothing where it was not called."""
+    path = folder / GIVEN
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as found:
+        return {name: found[name] for name in found.files}
 
 
 @functools.lru_cache(maxsize=64)
