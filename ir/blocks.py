@@ -22,6 +22,7 @@ from autosched.ir.linear import range_of
 from autosched.ir.monoid import MONOIDS, dtype_limit
 from autosched.ir.node import Extent, IRError, Node, walk
 from autosched.ir.ops import (
+    Dim,
     carry,
     cast,
     const,
@@ -161,7 +162,7 @@ class Blocks(BlockAxes):
 
     def _choice(self, node: Node, env: dict[str, Node]) -> Node:
         """A choice by `at < end`: inside of it, a position clamped to end - 1 is not clamped."""
-        test = simplify(self.at(node.src[0], env))
+        test = self.short(self.at(node.src[0], env))
         if test.op == "const":
             return self.at(node.src[1] if test.attr[0] else node.src[2], env)
         bound = _bound(test)
@@ -182,24 +183,28 @@ class Blocks(BlockAxes):
 
     def read(self, handle: Node, starts: list[Node]) -> Node:
         """The elements at `starts`, and 0 where a coordinate lies beyond the end of its axis."""
-        starts = [simplify(s) for s in starts]
+        starts = [self.short(s) for s in starts]
         tests = self._needed(starts)
         starts = [self._unclamped(s) for s in starts]
         mask = self.conditions(*starts)
         for test in tests:
             mask = test if mask is None else mask & test
         fill = const(0, handle.dtype)
-        # A position along one tile axis alone is a box; whatever else it is, is a gather.
-        dims: list[tuple[str, Extent, int] | None] = []
-        for n, start in enumerate(starts):
-            box = self._along(start)
-            others = {a for m, s in enumerate(starts) if m != n for a, _ in s.free}
-            if box is None or box[1] in others:
-                dims.append(None)
-                continue
-            starts[n], axis, size = box
-            dims.append((axis, size, 1))
+        starts, dims = self.boxed(starts)
         return load(handle, starts, dims, mask, fill if mask is not None else None)
+
+    def boxed(self, places: Sequence[Node]) -> tuple[list[Node], list[Dim | None]]:
+        """Starts and dimensions of an access: a place along one tile axis alone is a box; whatever
+        else it is, is a gather."""
+        starts: list[Node] = []
+        dims: list[Dim | None] = []
+        for n, place in enumerate(places):
+            box = self._along(place)
+            others = {a for m, s in enumerate(places) if m != n for a, _ in s.free}
+            alone = box is not None and box[1] not in others
+            starts.append(box[0] if box is not None and alone else place)
+            dims.append((box[1], box[2], 1) if box is not None and alone else None)
+        return starts, dims
 
     def _position(self, node: Node, env: Env) -> Node:
         """A position as it is written: `read` drops its clamps, and masks what they were for."""
@@ -216,7 +221,7 @@ class Blocks(BlockAxes):
     def _unclamped(self, at: Node) -> Node:
         """The position without clamps that the tests around it make needless; loads of positions
         that were clamped are masked by these tests."""
-        at = simplify(at)
+        at = self.short(at)
         memo = {b.clamped: b.at for b in self.bounds}
         if not memo:
             return at
@@ -228,7 +233,7 @@ class Blocks(BlockAxes):
             if node.op == "load" and made is not node:
                 made = _masked(made, self._needed(node.src[1:]))
             memo[node] = made
-        return simplify(memo[at])
+        return self.short(memo[at])
 
     # ---- reduces ------------------------------------------------------------------------------
 

@@ -75,21 +75,29 @@ def _walk(values: Sequence[Node], stop: set[Node]) -> Iterator[Node]:
 
 def product_of(node: Node) -> tuple[set[str], set[str]] | None:
     """The axes of the two operands of a sum of products, without those that are summed."""
+    pair = factors_of(node)
+    if pair is None:
+        return None
+    summed = set(node.attr[1])
+    a, b = (set().union(*(f.names for f in side)) - summed for side in pair)
+    return a, b
+
+
+def factors_of(node: Node) -> tuple[list[Node], list[Node]] | None:
+    """The factors of the two operands of a sum of products that depend on what is summed."""
     if node.attr[0] != "sum":
         return None
     summed = set(node.attr[1])
     body = node.src[0]
     while body.op == "map" and body.attr[0] == "where" and body.src[2].op == "const":
         body = body.src[1]
-    factors = [f for f in _factors(body) if summed & set(f.names)]
-    groups: list[set[str]] = []
-    for factor in factors:
-        axes = set(factor.names) - summed
-        if axes not in groups:
-            groups.append(axes)
+    axes = {f: frozenset(f.names) - summed for f in _factors(body) if summed & set(f.names)}
     # Of several factors, those over a subset of another's axes belong to it.
-    groups = [g for g in groups if not any(g < other for other in groups)]
-    return (groups[0], groups[1]) if len(groups) == 2 else None
+    groups = [g for g in dict.fromkeys(axes.values()) if not any(g < o for o in axes.values())]
+    if len(groups) != 2:
+        return None
+    first = [f for f, own in axes.items() if own <= groups[0]]
+    return first, [f for f in axes if f not in first]
 
 
 def _factors(node: Node) -> list[Node]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import prod
 
 from autosched.ir.block_axes import power_of_two
 from autosched.ir.gpu_axes import KernelAxes
@@ -17,6 +18,7 @@ WHOLE = 256  # elements of a matrix axis that stay in one box
 LONGEST_SIDE = 512  # of one whose rows are reduced, too: cut, each block would compute all of it
 LONG_LINE = 16384  # elements of a row that stay in one box
 MIN_DOT = 16
+PACKED_ROWS = 128  # of several axes in one box
 
 Sizes = tuple[int, ...] | int | str
 
@@ -32,19 +34,24 @@ def knob_over(knobs: list[Knob], name: str, sizes: Sizes) -> int | str:
 
 
 def matrix_cut(
-    dims: Sequence[str], extents: dict[str, int], axes: KernelAxes, blocked: bool
-) -> dict[str, Sizes]:
+    dims: Sequence[str], extents: dict[str, int], axes: KernelAxes, blocked: bool,
+    packed: Mapping[str, int] | None = None,
+) -> dict[str, Sizes]:  # fmt: skip
     """Blocks along one axis of each operand, points along what both have.
 
     blocked: an axis of fewer elements than a tensor core's tile is a block all the same; else a
-    point, and the contraction a sum of products.
+    point, and the contraction a sum of products. packed: axes that share a box, in blocks of
+    these sizes.
     """
-    free = [a for a in dims if a in axes.left and a not in axes.shared]
+    packed = packed or {}
+    free = [a for a in dims if a in axes.left and a not in axes.shared and a not in packed]
     sides = _sides(free, extents)
     out: dict[str, Sizes] = {}
     for axis in dims:
         extent = extents[axis]
-        if axis in axes.steps:
+        if axis in packed:
+            out[axis] = packed[axis]
+        elif axis in axes.steps:
             out[axis] = tile.STEP
         elif axis in axes.scanned:
             out[axis] = 0 if extent <= LONG_LINE else _up_to(LINE_BLOCKS, extent)
@@ -57,6 +64,34 @@ def matrix_cut(
         else:
             out[axis] = 1
     return out
+
+
+def packed_sizes(
+    groups: Sequence[Mapping[str, int]], extents: Mapping[str, int], axes: KernelAxes
+) -> tuple[dict[str, int], ...]:
+    """Blocks of the axes that share a box, for each group that is worth one: no axis of it fills a
+    box by itself, and together they have more rows than the longest.
+
+    groups: as `packing.packable` tells, with the elements of each axis that see the same.
+    """
+    held = axes.states & axes.inside
+    fixed = {*axes.steps, *axes.scanned, *axes.ragged, *axes.moved, *axes.reduced, *held}
+    out = []
+    for group in groups:
+        if fixed & set(group) or max(group.values()) > PACKED_ROWS:
+            continue
+        # Heads of a group are rows where today each is a program of its own.
+        alone = max((n for a, n in group.items() if n == extents[a]), default=1)
+        left, sizes = PACKED_ROWS, {}
+        for axis, members in reversed(list(group.items())):
+            size = min(members, left)
+            if members < extents[axis]:  # a block lies in one group of members
+                size = max(n for n in range(1, size + 1) if members % n == 0)
+            sizes[axis] = size
+            left //= size
+        if prod(sizes.values()) > alone:
+            out.append(dict(reversed(list(sizes.items()))))
+    return tuple(out[: len(tile.PACKED)])
 
 
 def _stays_whole(axis: str, extent: int, axes: KernelAxes) -> bool:

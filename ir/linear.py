@@ -296,11 +296,24 @@ def _floordiv_rest(rest: Poly, b: Node, dtype: str) -> Node:
             return _floordiv(map_("floordiv", from_poly(rest, dtype), b.attr[0] // common))
         if not any(rest):
             return const(rest.get((), 0) // b.attr[0], dtype)
+        coarse = _without_small(rest, b.attr[0])
+        if coarse != rest:
+            return _floordiv_rest(coarse, b, dtype)
     inner = from_poly(rest, dtype)
     nested = inner.op == "map" and inner.attr[0] == "floordiv"
     if nested and b.op == "const" and inner.src[1].op == "const":
         return map_("floordiv", inner.src[0], inner.src[1].attr[0] * b.attr[0])
     return map_("floordiv", inner, b)
+
+
+def _without_small(rest: Poly, divisor: int) -> Poly:
+    """floor((g x + y) / g d) = floor(x / d) where 0 <= y < g: the dividend without such a y."""
+    for step in sorted({math.gcd(c, divisor) for c in rest.values()} - {1}, reverse=True):
+        small = {m: c for m, c in rest.items() if c % step}
+        lo, hi = _poly_range(small)
+        if small and lo is not None and lo >= 0 and hi is not None and hi < step:
+            return {m: c for m, c in rest.items() if m not in small}
+    return rest
 
 
 def _mod(node: Node) -> Node:

@@ -18,9 +18,18 @@ from math import prod
 from autosched.ir.block_axes import power_of_two
 from autosched.ir.elsewhere import read_elsewhere
 from autosched.ir.gpu_axes import KernelAxes, kernel_axes, product_of
-from autosched.ir.gpu_cuts import LONG_LINE, WHOLE, knob_over, line_cut, matrix_cut, reduce_sizes
+from autosched.ir.gpu_cuts import (
+    LONG_LINE,
+    WHOLE,
+    knob_over,
+    line_cut,
+    matrix_cut,
+    packed_sizes,
+    reduce_sizes,
+)
 from autosched.ir.gpu_limits import resource_limits
 from autosched.ir.node import Node, Output, Program, walk
+from autosched.ir.packing import packable
 from autosched.ir.rules import cascade, exp2, inline, skip, tile
 from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.schedule import Knob, Sketch, run_actions
@@ -190,14 +199,19 @@ def _ways(
     dims = (*dims, *(a for a in extents if a not in dims))
     # What one pass has walked is walked again, block by block, where its results are stored.
     again = {a for a in dims if any(s.startswith(f"{a}.") for s in axes.steps)} - {*axes.reduced}
+    packs: tuple[dict[str, int], ...] = ()
     if axes.contracted & set(axes.reduced):
         cut = [c for c in (matrix_cut(dims, extents, axes, big) for big in (True, False)) if c]
+        packs = packed_sizes(packable(values, kept, {a: extents[a] for a in dims}), extents, axes)
     else:
         cut = [line_cut(dims, extents, axes)]
     # Reduces of reduces, all of them whole, would make one box of all their axes.
     crowded = prod(power_of_two(e) for e in axes.reduced.values()) > LONG_LINE
     ways = []
-    for sizes in {tuple(c.items()): c for c in cut}.values():
+    beside = {a: box for box, pack in zip(tile.PACKED, packs) for a in pack}
+    joined = [matrix_cut(dims, extents, axes, True, dict(x for p in packs for x in p.items()))]
+    plain = list({tuple(c.items()): c for c in cut}.values())
+    for sizes, boxes in [*((c, {}) for c in plain), *((c, beside) for c in joined if packs)]:
         knobs: list[Knob] = []
         walked = dict.fromkeys(again, tile.SERIAL)
         walked |= {a: tile.BACKWARD if back else tile.SERIAL for a, back in axes.scanned.items()}
@@ -205,7 +219,8 @@ def _ways(
         for a in dims:
             size = knob_over(knobs, f"k{number}.{a}", sizes[a])
             serial = a in walked and size not in (0, 1, tile.STEP)
-            plan_axes.append([a, size, *([walked[a]] if serial else [])])
+            how = boxes.get(a, walked[a] if serial else "")
+            plan_axes.append([a, size, *([how] if how else [])])
         reduces = [
             [a, knob_over(knobs, f"k{number}.sum.{a}", reduce_sizes(a, e, axes, crowded))]
             for a, e in sorted(axes.reduced.items())

@@ -12,9 +12,12 @@
              axis in the box, "step" for the axis of a fold whose results are stacked; and
              (axis, size, "serial") for blocks that one program stores one after the other,
              (axis, size, "backward") for the same from the last block to the first, and
-             (axis, size, "reverse") for a grid whose last block comes first;
+             (axis, size, "reverse") for a grid whose last block comes first, and
+             (axis, size, "packed") for blocks that lie side by side in one box with those of the
+             other packed axes, the last fastest ("packed2": in another such box);
              reduces (axis, size) with 0 for the whole; facts (name, number) of the launch;
-             narrow, precision: how dots multiply (see `products.DotTypes`).
+             narrow, precision: how dots multiply (see `products.DotTypes`);
+             joined, whether kept results of one loop share a kernel whatever their axes.
     Illegal: NOT_ALGEBRA, NO_SUCH_CANDIDATE, PLANS (not one a kernel, or not its axes), NO_BLOCK
              (a value that has no form over boxes; the reason says why).
 
@@ -31,17 +34,18 @@ from typing import TypeAlias
 from autosched.ir.blocks import Blocks, NoBlock, Serial, closed
 from autosched.ir.elsewhere import loop_of, loop_results
 from autosched.ir.expand import Home, fresh
-from autosched.ir.extent import as_node, ext_cdiv, simplify
+from autosched.ir.extent import as_node, ext_cdiv
 from autosched.ir.fuse import merged_folds, without_unread
 from autosched.ir.lower import axis_order
-from autosched.ir.node import Extent, Node, Output, Program, replace_nodes, walk
-from autosched.ir.ops import Dim, buffer, eq, forall, iota, kernel, knob, store
+from autosched.ir.node import Extent, Node, Output, Program, walk
+from autosched.ir.ops import buffer, eq, forall, iota, kernel, knob, store
 from autosched.ir.products import DotTypes
 from autosched.ir.rules import inline
 from autosched.ir.rules.action import Action, Illegal
 
 STEP = "step"
 SERIAL, BACKWARD, REVERSE = "serial", "backward", "reverse"
+PACKED = ("packed", "packed2")
 SCRATCH = "t"
 Group: TypeAlias = "list[tuple[Output, Node]]"  # what one kernel stores
 Plan: TypeAlias = (
@@ -58,7 +62,7 @@ def apply(program: Program, action: Action) -> Program | Illegal:
         return Illegal("NO_SUCH_CANDIDATE", f"the program has {len(found)} candidates")
     kept = [n for n in walk(*program.body) if n in {found[k] for k in keep}]
     plans = [_plan(p) for p in action["plans"]]
-    groups = stages(program, kept)
+    groups = stages(program, kept, bool(action.get("joined", False)))
     if len(plans) != len(groups):
         return Illegal("PLANS", f"{len(groups)} kernels want as many plans, not {len(plans)}")
     types = DotTypes(action.get("narrow", True), action.get("precision", ""))
@@ -91,22 +95,30 @@ def candidates(program: Program) -> tuple[Node, ...]:
     return (*known, *(n for n in loop_results(program) if n not in set(known)))
 
 
-def stages(program: Program, kept: Sequence[Node]) -> list[Group]:
+def stages(program: Program, kept: Sequence[Node], joined: bool = False) -> list[Group]:
     """What each kernel stores: kept values first, those of one loop together; then the outputs
-    that have the same axes."""
+    that have the same axes.
+
+    joined: kept values of one loop share a kernel whatever their axes, and lie in memory part by
+    part, where parts of the loop differ in their bounds.
+    """
     order = axis_order(program)
     taken = {o.name for o in program.outputs} | {str(n.attr[0]) for n in program.inputs}
     first: dict[object, Group] = {}
     for value in kept:
         given = [(o, v) for o, v in zip(program.outputs, program.body) if v is value]
         if not given:
-            dims = tuple(sorted(value.names, key=lambda a: order.get(a, len(order))))
+            apart = _bound_by(value) if joined else frozenset()
+            dims = tuple(
+                sorted(value.names, key=lambda a: (a not in apart, order.get(a, len(order))))
+            )
             name = fresh(f"{SCRATCH}{len(first)}", taken)
             taken.add(name)
             extents = tuple(value.extent(a) for a in dims)
             given = [(Output(name, dims, value.dtype, extents), value)]
         loop = loop_of(value)
-        key = value if loop is None else (loop, frozenset(value.names))
+        alike = None if joined else frozenset(value.names)
+        key = value if loop is None else (loop, alike)
         first.setdefault(key, []).extend(given)
     last: dict[frozenset[str], Group] = {}
     for o, value in zip(program.outputs, program.body):
@@ -122,6 +134,14 @@ def stages(program: Program, kept: Sequence[Node]) -> list[Group]:
         else:
             host.extend(group)
     return [*first.values(), *_makers_first(whole)]
+
+
+def _bound_by(value: Node) -> frozenset[str]:
+    """The axes along which the bounds of the loop vary that a value is a result of."""
+    loop = loop_of(value)
+    if loop is None or loop.op != "fold":
+        return frozenset()
+    return frozenset(a for b in loop.src[: 2 * loop.attr[2]] for a in b.names)
 
 
 def _made_inside(group: Group, host: Group, kept: set[Node]) -> bool:
@@ -211,9 +231,13 @@ def _kernel(
     extents = {a: e for o, _ in group for a, e in zip(o.dims, o.extents)}
     placed: dict[str, tuple[str, Extent]] = {}  # on the grid, outermost first
     steps: dict[str, tuple[str, Extent]] = {}
+    for pack in PACKED:
+        _pack([(a, extents[a], s) for a, s, how in axes if how == pack], blocks, placed)
     for axis, size, how in axes:
         extent = extents[axis]
-        if size == STEP:
+        if how in PACKED:
+            placed[axis] = placed.pop(axis)  # in the order of the plan
+        elif size == STEP:
             name = blocks.name(f"{axis}.s", axis, extent)
             blocks.own[axis] = iota(name, extent)
             steps[axis] = (name, extent)
@@ -248,6 +272,20 @@ def _kernel(
     return kernel(group[0][0].name, body, {}, facts)
 
 
+def _pack(
+    parts: Sequence[tuple[str, Extent, Extent | str]],
+    blocks: Blocks,
+    placed: dict[str, tuple[str, Extent]],
+) -> None:
+    """Blocks of axes in one box; what is not a number has no place in it."""
+    sizes = [(a, e, s) for a, e, s in parts if isinstance(e, int) and isinstance(s, int) and s > 0]
+    if len(sizes) != len(parts):
+        raise NoBlock(f"packed axes want sizes that are numbers: {[a for a, _, _ in parts]}")
+    for (axis, _, _), (outer, trips, at) in zip(sizes, blocks.packed(sizes) if sizes else ()):
+        blocks.own[axis] = at
+        placed[axis] = (outer, trips)
+
+
 def _first(out: Output, places: Mapping[str, Node]) -> Node | None:
     """Of the programs along axes that an output lacks, which all make it: the one that stores."""
     others = [at for a, at in places.items() if a not in out.dims and at.attr[1] != 1]
@@ -264,18 +302,11 @@ def _stored(
     once: Node | None,
 ) -> Node:
     """The store of a box, in the loop over the steps of a fold where it is a stacked result."""
-    starts: list[Node] = []
-    dims: list[Dim | None] = []
-    for axis in out.dims:
-        at = blocks.own[axis]
-        boxes = [a for a, _ in at.free if a in blocks.tiles]
-        if boxes:
-            zero = {iota(boxes[0], blocks.tiles[boxes[0]]): as_node(0)}
-            starts.append(simplify(replace_nodes(at, zero)))
-            dims.append((boxes[0], blocks.tiles[boxes[0]], 1))
-        else:
-            starts.append(at)
-            dims.append(None)
+    starts, dims = blocks.boxed([blocks.own[a] for a in out.dims])
+    for n, start in enumerate(starts):  # a store binds its tile axes, by a stride of 0 if need be
+        axes = [a for a, _ in start.free if a in blocks.tiles]
+        if axes and axes[0] not in {d[0] for d in dims if d is not None}:
+            dims[n] = (axes[0], blocks.tiles[axes[0]], 0)
     mask = blocks.conditions(*(blocks.own[a] for a in out.dims))
     if once is not None:
         mask = once if mask is None else mask & once
