@@ -28,6 +28,7 @@ from autosched.codegen.triton_text import (
 )
 from autosched.codegen.triton_values import MAX_ELEMENTS, number
 from autosched.codegen.triton_views import distinct_axes, resolve
+from autosched.ir.gpu_facts import DEFAULTS, described
 from autosched.ir.node import Node, Program, walk
 from autosched.ir.ops import kernel_facts
 from autosched.ir.rules.action import Illegal
@@ -114,15 +115,17 @@ class _Kernel(Loops):
         self.rides: dict[Node, Node] = {}  # serial loop to the fold that it becomes part of
 
     def kernel(self, node: Node, name: str) -> tuple[str, Launch]:
-        facts = kernel_facts(node)
-        self.stages = number(facts.get("stages", 1))
-        self.use_descriptors = number(facts.get("descriptors", 0)) > 0
+        facts = {n: number(e) for n, e in {**DEFAULTS, **kernel_facts(node)}.items()}
+        self.stages = facts["stages"]
+        self.boxed = described(node, facts["descriptors"])
         used = {n.src[0] for n in walk(node) if n.op in ("load", "store")}
         self.tensors = {h: t for h, t in self.all_tensors.items() if h in used}
         self.scopes.names = Names((*self.tensors.values(), *HELPERS, name))
         grid, body = _grid(node)
         self.prepare(node, grid, body)
         persistent = any(loop.attr[1] == "persistent" for loop in grid)
+        if not persistent:
+            self.fixed = frozenset(loop.attr[0] for loop in grid)
         trips = [(loop.attr[0], _trips(loop)) for loop in grid]
         total = prod(n for _, n in trips)
         pid = Val(self.scopes.fresh("pid"), (), "int32")
@@ -138,8 +141,8 @@ class _Kernel(Loops):
         lines += [f"    {line}" for line in self.scopes.stack[0].lines]
         text = "\n".join(["@triton.jit", *(p for line in lines for p in wrapped(line))])
         launch = Launch(
-            name, tuple(h.attr[0] for h in self.tensors), total, number(facts.get("warps", 4)),
-            max(self.stages, 1), max(number(facts.get("persistent", 1)), 1) if persistent else 0,
+            name, tuple(h.attr[0] for h in self.tensors), total, facts["warps"],
+            max(self.stages, 1), max(facts["persistent"], 1) if persistent else 0,
             bool(self.made_descriptors),
         )  # fmt: skip
         return text, launch

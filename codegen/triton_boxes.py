@@ -123,8 +123,6 @@ def box_of(node: Node, loops: Container[str], fixed: Container[str] = ()) -> Box
             return None
         coordinates.append(at)
     guards, inside, tested = _inside(node, extents, loops)
-    if guards:
-        coordinates[0] = where(functools.reduce(and_, guards), coordinates[0], extents[0])
     fits = (
         # A box of one line gains nothing, and on Hopper such a kernel ended with misaligned
         # addresses or stores beyond the buffer (Triton 3.6, several one-line boxes in a kernel).
@@ -140,9 +138,12 @@ def box_of(node: Node, loops: Container[str], fixed: Container[str] = ()) -> Box
     )
     if not fits:
         return None
-    found = _joined(tuple(map(_Dim, extents, strides, block, coordinates, tested)))
-    base = [d for d in found if d.point and _known(d.at, fixed)] if len(found) > 2 else []
-    kept = [d for d in found if d not in base]
+    found = tuple(map(_Dim, extents, strides, block, coordinates, tested))
+    base = [d for d in found[:-1] if d.point and _known(d.at, fixed)]
+    kept = _joined(tuple(d for d in found if d not in base))
+    if guards:
+        outside = where(functools.reduce(and_, guards), kept[0].at, kept[0].extent)
+        kept = (replace(kept[0], at=outside), *kept[1:])
     return Box(
         node, tuple(d.size for d in kept), tuple(axes), tuple(d.at for d in kept), not inside,
         tuple(d.extent for d in kept), tuple(d.stride for d in kept),
@@ -166,12 +167,17 @@ class _Dim:
 
 
 def _joined(dims: tuple[_Dim, ...]) -> tuple[_Dim, ...]:
-    """The dimensions with each point joined to its right neighbour; the buffer is dense, so that
-    one step of the outer dimension is all of the inner one."""
+    """The dimensions with each point joined to its right neighbour, where one step of the outer
+    dimension is all of the inner one."""
     out: list[_Dim] = []
     for dim in dims:
-        if out and out[-1].point and not dim.tested and out[-1].extent * dim.extent <= MAX_INT32:
-            outer = out.pop()
+        outer = out[-1] if out else None
+        if (
+            outer is not None and outer.point and not dim.tested
+            and outer.stride == dim.extent * dim.stride
+            and outer.extent * dim.extent <= MAX_INT32
+        ):  # fmt: skip
+            out.pop()
             at = simplify(outer.at * dim.extent + dim.at)
             dim = replace(dim, extent=outer.extent * dim.extent, at=at)
         out.append(dim)
@@ -216,9 +222,7 @@ def _inside(
     if any(a not in loops for part in rest for a, _ in part.free):
         return [], False, [True] * len(extents)
     parts = [_less(part) for part in _conjunction(mask)]
-    tested = [bound in parts for bound in bounds]
-    # Where such a test fails, the whole box is moved beyond the first dimension.
-    return rest, True, [tested[0] or bool(rest), *tested[1:]]
+    return rest, True, [bound in parts for bound in bounds]
 
 
 def _conjunction(mask: Node) -> list[Node]:

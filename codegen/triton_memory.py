@@ -57,8 +57,9 @@ class Memory(Reductions):
         self.bases: dict[Node, set[str]] = {}  # scalar parts of addresses, and of which tensors
         # Loads that other addresses and masks come from: Triton pipelines them as pointers alone.
         self.steering: frozenset[Node] = frozenset()
-        self.use_descriptors = False
-        self.made_descriptors: dict[tuple[Node, tuple[int, ...]], str] = {}
+        self.boxed: frozenset[Node] = frozenset()  # loads and stores that are to be descriptors
+        self.fixed: frozenset[str] = frozenset()  # loop axes that a program has one value of
+        self.made_descriptors: dict[tuple[object, ...], str] = {}
 
     # ---- addresses ------------------------------------------------------------------------
 
@@ -164,9 +165,7 @@ class Memory(Reductions):
         if set(order) != set(dims):
             order = dims
         self.hints[node] = self.tensors[node.src[0]] + ("_tile" if dims else "_value")
-        box = None
-        if self.use_descriptors and node not in self.steering:
-            box = box_of(node, self.depths)
+        box = self.box(node)
         if box is not None:
             return (self.box_load(node, box, order),)
         mask = mask_of(node)
@@ -196,7 +195,7 @@ class Memory(Reductions):
                               f"along {', '.join(lost)}")  # fmt: skip
         if not val.literal:
             val = scalars.cast_to(val, handle.dtype, self.use)
-        box = box_of(node, self.depths) if self.use_descriptors else None
+        box = self.box(node)
         if box is not None and not box.masked:
             self.box_store(box, val)
             return
@@ -206,14 +205,29 @@ class Memory(Reductions):
 
     # ---- descriptors ----------------------------------------------------------------------
 
-    def descriptor(self, handle: Node, block: tuple[int, ...]) -> str:
-        key = (handle, block)
+    def box(self, node: Node) -> Box | None:
+        """The access as a box, where it is one and is to be a descriptor."""
+        if node not in self.boxed or node in self.steering:
+            return None
+        return box_of(node, self.depths, self.fixed)
+
+    def descriptor(self, box: Box) -> str:
+        """The name of a box's descriptor, which is made once: for all programs of a multiprocessor
+        in turn where its address is the tensor's."""
+        handle = box.node.src[0]
+        key = (handle, box.block, box.extents, box.strides, box.base)
         if key not in self.made_descriptors:
-            name = self.tensors[handle]
-            parts = (extents_of(handle), strides_of(handle), block)
-            text = ", ".join(str(list(p)) for p in parts)
-            with self.scopes.at(0):
-                made = self.named(Val(f"tl.make_tensor_descriptor({name}, {text})", (), ""),
+            name = address = self.tensors[handle]
+            with self.scopes.at(1 if box.base else 0):
+                if box.base:
+                    wide = prod(extents_of(handle)) > MAX_INT32
+                    terms: Poly = {}
+                    for at, stride in box.base:
+                        for mono, c in terms_of(at).items():
+                            terms[mono] = terms.get(mono, 0) + c * stride
+                    address += f" + {self.value(_scalar_sum(terms, wide)).inside(ADD)}"
+                text = ", ".join(str(list(p)) for p in (box.extents, box.strides, box.block))
+                made = self.named(Val(f"tl.make_tensor_descriptor({address}, {text})", (), ""),
                                   f"{name}_box")  # fmt: skip
             self.made_descriptors[key] = made.text
         return self.made_descriptors[key]
@@ -222,7 +236,7 @@ class Memory(Reductions):
         return ", ".join(self.value(c).text for c in box.coordinates)
 
     def box_load(self, node: Node, box: Box, order: tuple[str, ...]) -> Val:
-        name = self.descriptor(node.src[0], box.block)
+        name = self.descriptor(box)
         text = f"{name}.load([{self._at(box)}])"
         if len(box.axes) != len(box.block):
             text = f"tl.reshape({text}, {self.shape(box.axes)})"
@@ -246,7 +260,7 @@ class Memory(Reductions):
         text = self.permuted(full, box.axes).text
         if len(box.axes) != len(box.block):
             text = f"tl.reshape({text}, ({', '.join(map(str, box.block))}))"
-        name = self.descriptor(handle, box.block)
+        name = self.descriptor(box)
         self.scopes.line(f"{name}.store([{self._at(box)}], {text})")
 
 

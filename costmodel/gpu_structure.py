@@ -16,6 +16,7 @@ from autosched.costmodel.gpu_places import Place, reads_memory
 from autosched.costmodel.gpu_places import places as places_of
 from autosched.costmodel.structure import Loop, Sizes
 from autosched.ir.extent import as_node, ext_cdiv, ext_product
+from autosched.ir.gpu_facts import DEFAULTS, fed_by
 from autosched.ir.linear import INDEX_TYPES
 from autosched.ir.loops import as_loop
 from autosched.ir.node import Axes, Extent, IRError, Node, Program, walk
@@ -205,19 +206,19 @@ class _Walker:
 
     def kernel(self, node: Node) -> GpuKernel:
         self.root = self.add_loop("", "kernel", -1, (as_node(0), as_node(1)))
-        self.fed = {n for d in walk(*node.src) if d.op == "dot" for s in d.src for n in _feeds(s)}
+        self.fed = {n for d in walk(*node.src) if d.op == "dot" for s in d.src for n in fed_by(s)}
         for stmt in node.src:
             self.statement(stmt, _Scope(self.root))
-        facts = kernel_facts(node)
+        facts = {**DEFAULTS, **kernel_facts(node)}
         grid = tuple(n for n in range(self.root, len(self.loops)) if self.loops[n].kind == "grid")
         return GpuKernel(
             node.attr[0],
             self.root,
             grid,
-            facts.get("warps", 4),
-            facts.get("stages", 2),
-            facts.get("persistent", 0),
-            facts.get("descriptors", 0),
+            facts["warps"],
+            facts["stages"],
+            facts["persistent"],
+            facts["descriptors"],
         )
 
     def statement(self, stmt: Node, scope: _Scope) -> None:
@@ -407,19 +408,6 @@ def _operands(node: Node) -> tuple[Node, ...]:
         bounds = filter(reads_memory, node.src[:n_bounds])
         return (*bounds, *node.src[n_bounds : n_bounds + len(node.attr[1])])
     return node.src
-
-
-def _feeds(operand: Node) -> Iterator[Node]:
-    """The loads whose boxes, converted or masked, an operand of a contraction is."""
-    stack = [operand]
-    while stack:
-        node = stack.pop()
-        if node.op == "load":
-            yield node
-        elif node.op in ("map", *MOVES):
-            candidates = node.src if node.op == "map" else node.src[:1]
-            whole = [s for s in candidates if node.op != "map" or set(node.names) <= set(s.names)]
-            stack.extend(whole)
 
 
 def _as_loaded(operand: Node) -> bool:
