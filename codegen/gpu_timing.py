@@ -84,7 +84,7 @@ def time_run(
     if stop_above_us is not None and (slow_us := _slow(run, stop_above_us)) is not None:
         return Timing.of(slow_us)
     replay = capture(run, cold)
-    flush = _flusher() if cold else None
+    flush = flusher() if cold else None
     samples: list[float] = []
     spent_us, target_us = 0.0, target_time_s * 1e6
     while len(samples) < MAX_SAMPLES and (len(samples) < MIN_SAMPLES or spent_us < target_us):
@@ -100,7 +100,8 @@ def _slow(run: Run, limit_us: float) -> list[float] | None:
     return samples if min(samples) > limit_us + 100.0 else None
 
 
-def _flusher() -> Run:
+def flusher() -> Run:
+    """Writes through a buffer twice the size of the second-level cache."""
     buffer = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
     return buffer.zero_
 

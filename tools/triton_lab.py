@@ -42,11 +42,13 @@ class TritonLab:
     def __init__(
         self, folder: Path, target: str, seed: int, device: Device | None, *,
         builders: int | None = None, jobs: GpuJobs | None = None, limits: GpuLimits | None = None,
+        lab: GpuLab | None = None,
     ) -> None:  # fmt: skip
+        """lab: with its processes, where they are there already."""
         where = "cuda" if device is None else device.where
         self.target, self.seed, self.device = target, seed, device
         self._where = where
-        self._lab = GpuLab(
+        self._lab = lab or GpuLab(
             folder, Setup(target, where, _LAUNCHERS[where], seed), builders=builders, jobs=jobs,
             limits=limits, measure=device is not None, measurer_env=_ENVIRONMENT[where],
         )  # fmt: skip
@@ -69,7 +71,7 @@ class TritonLab:
         """Writes the definitions of the tasks. Their references are made on the device, which
         holds one at a time, when a task's candidates are measured."""
         for key, program in tasks.items():
-            write_program(self._lab.place(_name(key)), program)
+            write_program(self._lab.place(task_name(key)), program)
         return {}
 
     # -- candidates ------------------------------------------------------------------------
@@ -86,15 +88,15 @@ class TritonLab:
         if self.device is None:
             yield from self.build(key, schedules)
             return
-        tickets = self._lab.submit_builds(_name(key), self.target, _candidates(schedules))
+        tickets = self._lab.submit_builds(task_name(key), self.target, _candidates(schedules))
         try:
-            ready = self._lab.prepare(_name(key))
+            ready = self._lab.prepare(task_name(key))
             if isinstance(ready, Failed):
                 why = f"the reference can't be computed: {reason(ready)}"
                 yield from (Attempt(s, Status.RUN_FAILED, error=why) for s in schedules)
                 return
             for made in self._lab.built(tickets):
-                yield _attempt(self._lab.measure(_name(key), made, stop_above_us)
+                yield _attempt(self._lab.measure(task_name(key), made, stop_above_us)
                                if made.ok else made)  # fmt: skip
         finally:
             for ticket in tickets:
@@ -107,7 +109,7 @@ class TritonLab:
     def build_all(self, wanted: Sequence[tuple[str, Schedule]]) -> Iterator[Attempt]:
         """Compiles schedules of several tasks, all at once; an Attempt for each, in order."""
         tickets = [
-            self._lab.submit_builds(_name(key), self.target, _candidates([schedule]))
+            self._lab.submit_builds(task_name(key), self.target, _candidates([schedule]))
             for key, schedule in wanted
         ]
         for some in tickets:
@@ -118,7 +120,7 @@ class TritonLab:
         if self._lab.measurer is None:
             return None
         kwargs = {
-            "folder": str(self._lab.place(_name(key))), "seed": self.seed,
+            "folder": str(self._lab.place(task_name(key))), "seed": self.seed,
             "entries": [a.built.entry for a in attempts if isinstance(a.built, BuiltModule)],
             "device": self._where, "launcher": _LAUNCHERS[self._where],
             "target_time_s": self._lab.limits.final_s,
@@ -128,7 +130,7 @@ class TritonLab:
         return [Timing.from_json(t) for t in outcome.value] if isinstance(outcome, Ok) else None
 
 
-def _name(key: str) -> str:
+def task_name(key: str) -> str:
     """The name of a task's folder."""
     return key[:32]
 
