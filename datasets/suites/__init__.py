@@ -24,7 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from autosched.datasets.suites.definitions import DEFINITIONS, FP8
+from autosched.datasets.suites.definitions import DEFINITIONS as DENSE
+from autosched.datasets.suites.definitions import FP8
+from autosched.datasets.suites.rowwise import ROWWISE
 from autosched.datasets.workloads.masks import DRAWS
 from autosched.ir.node import Program
 
@@ -32,7 +34,8 @@ __all__ = ["BEST", "Group", "Suite", "SuiteError", "SuiteRow", "suite", "suites"
 
 FOLDER = Path(__file__).resolve().parent
 SCHEMA = 1
-BEST = "best"  # of all peers: as `Group.against`
+DEFINITIONS = {**DENSE, **ROWWISE}
+BEST = "best"  # of all peers: in `Group.targets`
 _NO_SIZES = frozenset({"of", "peers", "define", "cut", "docs"})
 _ORDER = ("m", "n", "k", "b", "h", "g", "t", "i", "j", "d")  # of sizes in a name
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", FP8: "fp8"}
@@ -100,14 +103,13 @@ class SuiteRow:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that are summed up together. against: a peer's name, or BEST; target: geometric mean
-    and worst row of that peer's time over ours; hidden: only where it is asked for."""
+    """Rows that are summed up together. targets: by a peer's name or BEST, the geometric mean
+    that its time over ours is to have, and the worst row's; hidden: only where asked for."""
 
     name: str
     title: str
     rows: tuple[SuiteRow, ...] = field(repr=False)
-    against: str = BEST
-    target: tuple[float, float] | None = None
+    targets: Mapping[str, tuple[float, ...]]
     hidden: bool = False
 
 
@@ -152,11 +154,10 @@ def suite(name: str) -> Suite:
 
 
 def _group(name: str, facts: _Facts) -> Group:
-    target = facts.get("target")
+    targets = {peer: tuple(some) for peer, some in facts.get("targets", {BEST: ()}).items()}
     return Group(
         name, facts["title"], tuple(_row(name, facts, row) for row in facts["rows"]),
-        facts.get("against", BEST), None if target is None else (target[0], target[1]),
-        facts.get("hidden", False),
+        MappingProxyType(targets), facts.get("hidden", False),
     )  # fmt: skip
 
 
