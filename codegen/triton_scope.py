@@ -19,7 +19,8 @@ class Scope:
     """A block of lines.
 
     axes: bound here to scalars; states: fold states, by name; changing: nodes that read memory
-    which the statement of this scope may find changed.
+    which the statement of this scope may find changed; alone: whatever is made here or inside
+    stays here, for the scopes around go without it.
     """
 
     axes: dict[str, Val] = field(default_factory=dict)
@@ -29,6 +30,7 @@ class Scope:
     memo: dict[Node, tuple[Val, ...]] = field(default_factory=dict)
     sums: dict[tuple[object, ...], Val] = field(default_factory=dict)  # of offsets
     loop: bool = False
+    alone: bool = False
     names: list[str] = field(default_factory=list)  # of the lines here
 
     def holds(self, node: Node, free: frozenset[str]) -> bool:
@@ -64,7 +66,7 @@ class Scopes:
         """The level that a node's value belongs to."""
         free = self.free(node)
         for level in range(len(self.stack) - 1, 0, -1):
-            if self.stack[level].holds(node, free):
+            if self.stack[level].alone or self.stack[level].holds(node, free):
                 return level
         return 0
 
@@ -121,9 +123,10 @@ class Scopes:
         states: Mapping[str, Val] | None = None,
         changing: Iterable[Node] = (),
         loop: bool = False,
+        alone: bool = False,
     ) -> None:
         scope = Scope(dict(axes or {}), dict(states or {}), frozenset(changing))
-        scope.loop = loop
+        scope.loop, scope.alone = loop, alone
         self.stack.append(scope)
 
     def leave(self, header: str = "") -> None:

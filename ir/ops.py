@@ -16,7 +16,9 @@ from autosched.ir.monoid import MONOIDS
 from autosched.ir.node import Axes, Extent, IRError, Node, Operand, Type
 from autosched.ir.scalar import DTYPES, FLOATS, ITEMSIZE, SCALARS, split_name
 
-BINDS = ("grid", "persistent", "serial", "unroll", "lane")
+# A loop bound to "arrive" stands inside of a grid, with statements behind it: its iterations are
+# programs of the grid, of which the one that ends last goes on with these statements.
+BINDS = ("grid", "persistent", "serial", "unroll", "lane", "arrive")
 HOMES = ("register", "shared", "scratch", "packed", "output")
 # How a kernel is launched: warps of a program, loads in flight in its loops, 1 where boxes become
 # tensor descriptors, grids that a multiprocessor runs in turn (a persistent kernel).
@@ -410,7 +412,8 @@ def buffer(name: str, extents: Sequence[Extent], dtype: str, home: str) -> Node:
     return Node("buffer", (), (name, tuple(extents), dtype, home))
 
 
-Dim = tuple[str, Extent, int]  # a tile axis along one buffer dimension: name, size, stride
+# A tile axis along one buffer dimension: name, size, stride; 0 where the start varies along it.
+Dim = tuple[str, Extent, int]
 
 
 def load(

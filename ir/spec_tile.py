@@ -147,6 +147,27 @@ def _grids(view: View) -> Found:
             yield loop, f"a grid inside a {inner[0]} loop"
 
 
+def _arrivals(view: View) -> Found:
+    """Loops whose last program goes on: around them is the grid alone, and what they store is
+    scratch that only the programs of one tile share."""
+    for loop, around in view.loops:
+        if loop.attr[1] != "arrive":
+            continue
+        if any(x.attr[1] != "grid" for x in around):
+            yield loop, "stands inside of more than a grid"
+        if around and around[-1].src[2] is not loop:
+            yield loop, "something of its program stands before it"
+        stored = [s for s in view.statements if loop in s.loops]
+        for s in stored:
+            if s.handle.attr[3] != "scratch":
+                yield s.path, "a part is stored as an output"
+        handles = {s.handle for s in stored}
+        for s in (s for s in view.statements if loop not in s.loops):
+            used = handles & {n.src[0] for n in loads(*s.store.src[1:])}
+            if used and not set(around) <= set(s.loops):
+                yield s.path, "reads parts outside of the grid that stores them"
+
+
 def _shadows(view: View) -> Found:
     """Loops around a loop, and folds around a fold that reads their states, have other axes."""
     for loop, around in view.loops:
@@ -245,6 +266,7 @@ TILE_ROWS: tuple[Row, ...] = (
     Row("PACK", "tile", "packs make every packed buffer, from weights alone", _packs),
     Row("LANE", "tile", "a lane is the innermost loop and a power of two", _lanes),
     Row("GRID", "tile", "grid loops stand outside all others", _grids),
+    Row("ARRIVE", "tile", "parts are scratch of one tile, merged behind them", _arrivals),
     Row("SHADOW", "tile", "a loop's axis is not that of a loop around it", _shadows),
     Row("BOUNDS", "tile", "bounds are the same for all lanes", _bounds_vary),
     Row("RACE", "tile", "parallel iterations store to places of their own", _races),

@@ -103,8 +103,14 @@ def run_module(folder: str, device: str) -> None:
     (place / _SOURCE).write_text(module.source, "utf-8")
     functions = load_kernels(place / _SOURCE)
     inner = {t.name: _inner(tensors[t.name], t.extents) for t in module.tensors}
-    for launch in module.launches:
-        _launch(functions, launch, [inner[name] for name in launch.tensors])
+    counters = [t.name for t in module.tensors if t.role == "counter"]
+    for name in counters:
+        inner[name].zero_()
+    for _ in range(2 if counters else 1):  # a launch leaves them as it found them
+        for launch in module.launches:
+            _launch(functions, launch, [inner[name] for name in launch.tensors])
+    if left := [name for name in counters if inner[name].any()]:
+        raise RuntimeError(f"a kernel left counts in {', '.join(left)}")
     for name, edges in before.items():
         now = _edges(tensors[name])
         if not torch.equal(now.view(torch.uint8), edges.view(torch.uint8)):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from autosched.ir.node import Program
 from autosched.ir.rules import (
+    arrive,
     bind,
     cascade,
     exp2,
@@ -17,6 +18,7 @@ from autosched.ir.rules import (
     skip,
     split,
     split_reduce,
+    stagger,
     tile,
     trim,
 )
@@ -35,5 +37,7 @@ RULES: dict[str, Callable[[Program, Action], Program | Illegal]] = {
     "tile": tile.apply,
     "exp2": exp2.apply,
     "skip": skip.apply,
+    "stagger": stagger.apply,
     "split_reduce": split_reduce.apply,
+    "arrive": arrive.apply,
 }
