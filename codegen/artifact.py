@@ -104,13 +104,32 @@ class CpuKernel(Kernel):
         return (Build(self.library, self.cpu_features), *self.fallbacks)
 
 
+@dataclass(frozen=True)
+class Machine:
+    """Machine code of one launch of a GPU kernel, with what the driver has to be told.
+
+    symbol: its function; threads: of a block; shared_bytes: dynamic, of a block; scratch_bytes:
+    global memory for each program, aligned to scratch_align.
+    """
+
+    cubin: bytes = field(repr=False)
+    symbol: str
+    threads: int
+    shared_bytes: int
+    scratch_bytes: int = 0
+    scratch_align: int = 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class GpuKernel(Kernel):
     """Triton functions and how they are launched, for GPUs of one architecture ("sm_90").
 
     args are the module's tensors that are no scratch; facts: of the compiled code, the worst of
     its launches (registers, spilled bytes, shared memory). bound: a dtype as coarse as its
-    arithmetic, where that is coarser than its outputs.
+    arithmetic, where that is coarser than its outputs. machine: for each launch, where it was
+    compiled; without, Triton compiles at the first call. reference: torch code of the definition,
+    which stands in on other machines, and where it was measured to be faster than the kernel:
+    that took reference_us.
     """
 
     code: ClassVar[str] = TRITON
@@ -119,6 +138,17 @@ class GpuKernel(Kernel):
     arch: str
     facts: Mapping[str, int] = field(default_factory=dict)
     bound: str | None = None
+    machine: tuple[Machine, ...] = field(default=(), repr=False)
+    reference: str | None = field(default=None, repr=False)
+    reference_us: float | None = None
+
+    @property
+    def loses(self) -> bool:
+        """Whether torch's operators were measured to be faster."""
+        return (
+            self.reference is not None and self.reference_us is not None
+            and self.latency_us is not None and self.reference_us < self.latency_us
+        )  # fmt: skip
 
 
 def gpu_args(module: TritonModule) -> tuple[KernelArg, ...]:
@@ -186,6 +216,8 @@ def _of_module(kernel: GpuKernel) -> Iterator[str]:
         yield "its arguments are not the tensors of its module"
     if packed := [arg.name for arg in kernel.args if arg.role == "packed"]:
         yield f"{packed[0]} is packed, which no loader of GPU kernels does"
+    if kernel.machine and len(kernel.machine) != len(kernel.module.launches):
+        yield f"{len(kernel.machine)} pieces of machine code for another number of launches"
     known = {t.name for t in kernel.module.tensors}
     for launch in kernel.module.launches:
         if lost := sorted(set(launch.tensors) - known):

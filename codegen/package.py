@@ -5,7 +5,8 @@
       <name>/__init__.py     lazy public functions, one for each public name
       <name>/manifest.json   signatures, plan, hash of every file
       <name>/kernels/        *.so, and the readable *.py each was built from; of GPU kernels the
-                             *.py alone, which Triton compiles where it runs
+                             readable *.py, the *.cubin compiled from it, and *_reference.py:
+                             its definition in torch, for other machines
       <name>/islands/        ONNX graphs that onnxruntime runs
       <name>/weights.bin     raw and packed constants, mapped from disk
       <name>/lib/            TVM's runtime library with its licence, where kernels are *.so
@@ -46,6 +47,7 @@ from autosched.codegen.package_weights import WeightFile
 from autosched.codegen.runtime import manifest as manifests
 from autosched.codegen.runtime.cpu import platform_name
 from autosched.codegen.runtime.errors import PackageError
+from autosched.codegen.runtime.gpu_calls import DEFINITION, KERNEL
 from autosched.codegen.runtime.kernel import RUNTIME_PATH
 from autosched.codegen.runtime.native import RUNTIME_FILE
 from autosched.codegen.runtime.spec import NATIVE, TRITON, arg_to_json, plan_to_json
@@ -253,12 +255,31 @@ def _native_row(kernel: Kernel, stem: str, module: _Folder) -> dict[str, Any]:
 
 def _triton_row(kernel: Kernel, stem: str, module: _Folder) -> dict[str, Any]:
     assert isinstance(kernel, GpuKernel)
-    return {
+    row = {
         "arch": kernel.arch, "facts": dict(kernel.facts), "bound": kernel.bound,
         "tensors": [asdict(tensor) for tensor in kernel.module.tensors],
         "launches": [asdict(launch) for launch in kernel.module.launches],
         "source": module.write(f"kernels/{stem}.py", gpu_kernel_text(kernel)),
+        "binaries": _binaries(kernel, stem, module), "reference_us": kernel.reference_us,
+        "prefer": DEFINITION if kernel.loses else KERNEL,
     }  # fmt: skip
+    if kernel.reference is not None:
+        row["reference"] = module.write(f"kernels/{stem}_reference.py", kernel.reference)
+    return row
+
+
+def _binaries(kernel: GpuKernel, stem: str, module: _Folder) -> list[dict[str, Any]]:
+    """A row for each launch; equal machine code is written once."""
+    files: dict[bytes, str] = {}
+    rows = []
+    for machine in kernel.machine:
+        if machine.cubin not in files:
+            name = f"kernels/{stem}_{len(files)}.cubin"
+            files[machine.cubin] = module.write(name, machine.cubin)
+        facts = asdict(machine)
+        del facts["cubin"]
+        rows.append({"file": files[machine.cubin], **facts})
+    return rows
 
 
 _CODE_ROWS: Mapping[str, Callable[[Kernel, str, _Folder], dict[str, Any]]] = {

@@ -92,7 +92,7 @@ def _fill(folder: Path, module: TritonModule, target: Target) -> None:
     kernels = []
     for number, launch in enumerate(module.launches):
         types = _types(module, launch)
-        shape = (launch.kernel, types, launch.warps, launch.stages)
+        shape = (launch.kernel, types, launch.warps, launch.stages, launch.registers)
         if shape not in done:
             function = getattr(functions, launch.kernel)
             file = folder / f"{launch.kernel}.{number}.cubin"
@@ -117,7 +117,12 @@ def _compiled(
         attrs={(n,): [["tt.divisibility", ALIGNMENT]] for n in range(len(types))},
     )  # fmt: skip
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    compiled = triton.compile(source, target=gpu_target(target), options=options)
+    if launch.registers:
+        options["maxnreg"] = launch.registers
+    with triton.knobs.compilation.scope():
+        # Line tables name the folder of the build: equal modules would make unequal packages.
+        triton.knobs.compilation.disable_line_info = True
+        compiled = triton.compile(source, target=gpu_target(target), options=options)
     facts = compiled.metadata
     file.write_bytes(compiled.asm["cubin"])
     registers, spills = _usage(file)

@@ -36,15 +36,19 @@ def build_aborting(module: Mapping[str, Any], target: str, cache: str) -> dict[s
 
 
 def recompiles(entry: str) -> list[bool]:
-    """Whether the just-in-time compiler finds each launch of a build in Triton's own cache."""
+    """Whether the just-in-time compiler, asked for no line tables as builders do, finds each
+    launch of a build in Triton's own cache."""
     from pathlib import Path
 
+    import triton
     from triton.backends.driver import DriverBase
     from triton.runtime.jit import MockTensor
 
     from autosched.codegen.runtime.launch import load_kernels, torch_type
     from autosched.codegen.triton_entry import read_build
     from autosched.ir.target import parse_target
+
+    triton.knobs.compilation.disable_line_info = True
 
     class NoDevice(DriverBase):
         """What the compiler asks a driver before any launch."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import triton_modules as modules
+from fake_driver import Driver
 
 from autosched.codegen import cubin
 from autosched.codegen.runtime import driver as driver_module
@@ -20,51 +20,6 @@ from autosched.ir.target import parse_target
 
 SM90 = parse_target("sm_90")
 OPT_IN = 232448
-
-
-class Driver:
-    """Takes what libcuda takes, as ctypes hands it over."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-        self.fails = ""
-        self.handles = 0
-
-    def _done(self, name: str, *facts: Any) -> int:
-        self.calls.append((name, *facts))
-        return 700 if name == self.fails else 0
-
-    def cuModuleLoadData(self, out: Any, code: bytes) -> int:
-        self.handles += 1
-        out._obj.value = self.handles
-        return self._done("load", code[:4])
-
-    def cuModuleGetFunction(self, out: Any, module: Any, name: bytes) -> int:
-        out._obj.value = 100 + module.value
-        return self._done("function", name)
-
-    def cuModuleUnload(self, module: Any) -> int:
-        return self._done("unload", module.value)
-
-    def cuFuncSetCacheConfig(self, function: Any, config: int) -> int:
-        return self._done("prefer", config)
-
-    def cuFuncGetAttribute(self, out: Any, which: int, function: Any) -> int:
-        out._obj.value = 448
-        return self._done("ask", which)
-
-    def cuFuncSetAttribute(self, function: Any, which: int, value: int) -> int:
-        return self._done("set", which, value)
-
-    def cuLaunchKernel(self, function: Any, *rest: Any) -> int:
-        *sizes, shared, stream, params, extra = rest
-        addresses = [ctypes.cast(p, ctypes.POINTER(ctypes.c_uint64))[0] for p in params]
-        return self._done("launch", function.value, tuple(sizes), shared, stream.value,
-                          tuple(addresses), extra)  # fmt: skip
-
-    def cuGetErrorString(self, code: int, out: Any) -> int:
-        out._obj.value = b"an illegal memory access was encountered"
-        return 0
 
 
 @pytest.fixture

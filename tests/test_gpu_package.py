@@ -229,14 +229,17 @@ except Exception as error: show(kind=type(error).__name__, said=str(error))
 """
 
 
-def test_without_a_gpu_one_clear_message(encoder: Case) -> None:
-    found = python(REFUSED, encoder, interpret=False, CUDA_VISIBLE_DEVICES="")
+def test_who_wants_the_kernels_or_nothing_is_told_what_lacks(encoder: Case) -> None:
+    strict = {"CUDA_VISIBLE_DEVICES": "", "AUTOSCHED_STRICT": "1"}
+    found = python(REFUSED, encoder, interpret=False, **strict)
     assert found["kind"] == "UnsupportedMachineError"
     assert "sm_90" in found["said"] and "TRITON_INTERPRET=1" in found["said"]
+    assert "AUTOSCHED_STRICT is set" in found["said"]
 
 
 @pytest.mark.parametrize("missing", ["torch", "triton"])
 def test_without_torch_or_triton_one_clear_message(encoder: Case, missing: str) -> None:
+    """Triton is asked for by TRITON_INTERPRET."""
     found = python(f"sys.modules[{missing!r}] = None\n{REFUSED}", encoder)
     assert found["kind"] == "UnsupportedMachineError"
     assert f"{missing} is not installed" in found["said"].lower()
@@ -245,11 +248,11 @@ def test_without_torch_or_triton_one_clear_message(encoder: Case, missing: str) 
 def test_another_gpu_is_refused_by_name(encoder: Case) -> None:
     found = python("""
 import torch
-torch.cuda.is_available = lambda: True
-torch.cuda.current_device = lambda: 0
+from tuned_gpu.runtime.gpu import why_not
 torch.cuda.get_device_capability = lambda device: (8, 0)
 torch.cuda.get_device_name = lambda device: "NVIDIA A100"
-""" + REFUSED, encoder, interpret=False)  # fmt: skip
+show(said=why_not("sm_90", torch.device("cuda", 0)))
+""", encoder, interpret=False)  # fmt: skip
     assert "tuned for sm_90, and NVIDIA A100 is sm_80" in found["said"]
 
 

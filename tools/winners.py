@@ -2,7 +2,8 @@
 
 Those of a CPU are compiled once more, each on its own; one for a CPU with wide vectors comes with
 builds for lesser ones, of the same schedule. Those of a GPU are sources, which are emitted anew
-with all that a reader wants to know, and which were compiled when they were tried.
+with all that a reader wants to know, beside the machine code of the same functions, which lies in
+the cache of builds since they were tried, and the definition as torch code.
 """
 
 from __future__ import annotations
@@ -12,15 +13,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autosched.codegen.artifact import Build, CpuKernel, GpuKernel, Kernel, gpu_args
+from autosched.codegen.artifact import (
+    Build,
+    CpuKernel,
+    GpuKernel,
+    Kernel,
+    Machine,
+    gpu_args,
+)
 from autosched.codegen.runtime.spec import arg_from_json
 from autosched.codegen.triton import Header, emit
+from autosched.codegen.triton_entry import Build as GpuBuild
+from autosched.codegen.triton_entry import read_build
 from autosched.ir.partition import Task
 from autosched.ir.rules.action import Illegal
 from autosched.ir.schedule import Schedule, replay
 from autosched.ir.target import X86_LEVELS, Target, parse_target
 from autosched.ir.text import to_text
-from autosched.tools.lab import Attempt, Built, Lab
+from autosched.tools.lab import Attempt, Built, BuiltModule, Lab
+from autosched.tools.triton_lab import TritonLab
 
 # Levels for which fallback builds are made, best first. Below v2 lies hardware of before 2009.
 FALLBACKS = ("x86-64-v3", "x86-64-v2")
@@ -71,16 +82,27 @@ def compile_winners(
 
 
 def gpu_winners(
-    target: Target, choices: Sequence[Choice], toolchain: str
+    lab: TritonLab, target: Target, choices: Sequence[Choice], toolchain: str
 ) -> dict[str, Kernel]:
-    """A kernel for each choice, by task key, all of which have been compiled.
+    """A kernel for each choice, by task key.
 
-    Raises: CompileError where a schedule can't be emitted any more.
+    Raises: CompileError where a schedule can't be emitted or compiled any more.
     """
-    return {c.task.key: _gpu_kernel(c, target, toolchain) for c in choices}
+    lab.prepare({c.task.key: c.task.program for c in choices})
+    built = lab.build_all([(c.task.key, c.schedule) for c in choices])
+    return {
+        c.task.key: _gpu_kernel(c, _entry(c, attempt), target, toolchain)
+        for c, attempt in zip(choices, built, strict=True)
+    }
 
 
-def _gpu_kernel(choice: Choice, target: Target, toolchain: str) -> Kernel:
+def _entry(choice: Choice, attempt: Attempt) -> GpuBuild:
+    if not isinstance(attempt.built, BuiltModule):
+        raise CompileError(f"{choice.task.public_name} can't be compiled: {attempt.error}")
+    return read_build(Path(attempt.built.entry))
+
+
+def _gpu_kernel(choice: Choice, build: GpuBuild, target: Target, toolchain: str) -> Kernel:
     task, schedule = choice.task, choice.schedule
     definition = to_text(task.program)
     tile = replay(task.program, schedule)
@@ -88,13 +110,23 @@ def _gpu_kernel(choice: Choice, target: Target, toolchain: str) -> Kernel:
     module = tile if isinstance(tile, Illegal) else emit(tile, header)
     if isinstance(module, Illegal):
         raise CompileError(f"{task.public_name} can't be emitted: {module.why}")
+    if (module.tensors, module.launches) != (build.module.tensors, build.module.launches):
+        raise CompileError(f"{task.public_name} is emitted with other launches than it was built")
     return GpuKernel(
         key=choice.key, public_name=task.public_name, doc=task.doc, source=module.source,
         definition=definition, schedule=schedule.to_json(), args=gpu_args(module),
         latency_us=choice.tuned_us, peer_us=None, peer="none", target=target.key,
         toolchain=toolchain, module=module, arch=target.arch,
-        facts={name: choice.facts[name] for name in FACTS},
-        bound=choice.bound,
+        facts={name: build.facts()[name] for name in FACTS}, bound=choice.bound,
+        machine=_machine(build),
+    )  # fmt: skip
+
+
+def _machine(build: GpuBuild) -> tuple[Machine, ...]:
+    return tuple(
+        Machine((build.folder / k.file).read_bytes(), k.symbol, k.threads, k.shared_bytes,
+                k.scratch_bytes, k.scratch_align)
+        for k in build.kernels
     )  # fmt: skip
 
 

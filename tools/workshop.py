@@ -111,7 +111,7 @@ def _gpu_workshop(order: Order, scratch: Path) -> Iterator[Workshop]:
             return pick_unmeasured(states, lab, book, stopper, report)
 
         def winners(choices: Sequence[Choice]) -> dict[str, Kernel]:
-            return gpu_winners(target, choices, bench.toolchain)
+            return gpu_winners(lab, target, choices, bench.toolchain)
 
         yield Workshop(bench, lab, None, winners, None, pick if device is None else None)
 

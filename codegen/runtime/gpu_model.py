@@ -47,7 +47,6 @@ class GpuModel:
             row["key"]: GpuKernel(manifest, row)
             for row in manifest.data["kernels"] if row["key"] in used
         }  # fmt: skip
-        self.arch = next(iter(self.kernels.values())).arch
         self.islands = {
             name: Island(name, manifest.path(file), threads)
             for name, file in manifest.data["plan"]["islands"].items()
@@ -127,7 +126,7 @@ class GpuModel:
     def _take(self, inputs: Mapping[str, Any]) -> tuple[Any, Tensors]:
         """The device of a run, with weights and inputs on it."""
         given = in_order(inputs, self.inputs)
-        device = find_device(self.arch, given)
+        device = find_device(given)
         if device not in self._uploaded:
             self._uploaded[device] = {n: self._upload(n, device) for n in self._used}
         ready = {v.name: tensor(x, v, device) for x, v in zip(given, self.inputs)}
@@ -197,10 +196,9 @@ class GpuModel:
 
 
 def _run_kernel(kernel: GpuKernel, names: Sequence[str], values: Tensors, device: Any) -> None:
-    for arg, name in zip(kernel.args, names):
-        if arg.role == "output":
-            values[name] = _empty(arg.dtype, arg.shape, device)
-    kernel.launcher({arg.name: values[name] for arg, name in zip(kernel.args, names)})
+    named = list(zip(kernel.args, names))
+    made = kernel.call_on(device)([values[n] for arg, n in named if arg.role != "output"])
+    values.update(zip((n for arg, n in named if arg.role == "output"), made))
 
 
 def _run_island(

@@ -34,7 +34,8 @@ class Step:
     """One launch of the kernel `kernel`: tensors by position, and nothing else.
 
     persistent: programs per multiprocessor at most, 0 for all at once; descriptors: the kernel
-    makes tensor descriptors, for which it needs memory at its launch.
+    makes tensor descriptors, for which it needs memory at its launch; registers: of a thread at
+    most, 0 for as many as it wants.
     """
 
     kernel: str
@@ -44,6 +45,7 @@ class Step:
     stages: int
     persistent: int = 0
     descriptors: bool = False
+    registers: int = 0
 
     def grid(self, processors: int) -> int:
         """How many programs are launched on a device with so many multiprocessors."""
@@ -109,7 +111,7 @@ class Launcher:
             run = functools.partial(
                 self.functions[step.kernel][(step.grid(processors),)],
                 *(every[name] for name in step.tensors),
-                num_warps=step.warps, num_stages=step.stages,
+                num_warps=step.warps, num_stages=step.stages, maxnreg=step.registers or None,
             )  # fmt: skip
             if step.descriptors:
                 contextvars.copy_context().run(_with_allocator, run, device)
