@@ -152,9 +152,11 @@ class GpuKernel(Kernel):
 
 
 def gpu_args(module: TritonModule) -> tuple[KernelArg, ...]:
-    """The signature of a module: its tensors in order, but for scratch."""
+    """The signature of a module: its tensors in order, but for those that a call brings along."""
     return tuple(
-        KernelArg(t.name, t.role, t.dtype, t.extents) for t in module.tensors if t.role != "scratch"
+        KernelArg(t.name, t.role, t.dtype, t.extents)
+        for t in module.tensors
+        if t.role not in ("scratch", "counter")
     )
 
 

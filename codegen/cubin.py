@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from autosched.codegen.runtime import driver as cuda
+from autosched.codegen.runtime.counters import ROLE as COUNTER
 from autosched.codegen.runtime.driver import CubinModule, DriverError
 from autosched.codegen.runtime.launch import Plan, Step, empty, processor_count
 
@@ -48,7 +49,11 @@ class CubinLauncher:
         Scratch is taken once, so that the calls can be captured in a CUDA graph.
         """
         scratch = {b.name: empty(b, self.device) for b in self.plan.of_role("scratch")}
-        every = {**tensors, **scratch}
+        counters = {
+            b.name: torch.zeros(b.extents, dtype=torch.int32, device=self.device)
+            for b in self.plan.of_role(COUNTER)
+        }
+        every = {**tensors, **scratch, **counters}
         launches = [
             self._launch(step, kernel, every)
             for step, kernel in zip(self.plan.steps, self._kernels, strict=True)

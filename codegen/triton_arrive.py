@@ -14,8 +14,6 @@ from autosched.codegen.triton_text import MUL, Unsupported
 from autosched.codegen.triton_values import number
 from autosched.ir.node import Node, walk
 
-COUNTER = "counter"  # the role of a tensor of counters, all 0 between launches
-
 
 class Arrivals(Loops):
     """`counter`: the parameter that points at one counter for each of the `tiles`, empty where the

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import driver
+from .counters import ROLE as COUNTER
+from .counters import Counters
 from .errors import KernelFailedError
 from .gpu import launching, torch_module
 from .launch import Buffer, Plan, processor_count, torch_type
@@ -55,7 +57,11 @@ class CubinCall:
         self._functions = self._load(read)
         self._outputs = [_prototype(b, device) for b in plan.of_role("output")]
         given = [b.name for b in plan.of_role("input", "weight")]
-        self._names = [*given, *(b.name for b in plan.of_role("output"))]
+        counters = plan.of_role(COUNTER)
+        self._counters = Counters(counters) if counters else None
+        self._names = [
+            *given, *(b.name for b in plan.of_role("output")), *(b.name for b in counters)
+        ]  # fmt: skip
         self._offsets, self._size = self._workspace()
         count = len(self._names) + len(self._offsets) + 1  # the last one stays 0
         self._pack = struct.Struct(f"{count - 1}Q").pack_into
@@ -126,6 +132,8 @@ class CubinCall:
         made = [self._empty_like(p) for p in self._outputs]
         addresses = [x.data_ptr() for x in operands]
         addresses += [x.data_ptr() for x in made]
+        if self._counters is not None:
+            addresses += [x.data_ptr() for x in self._counters.on(self.device).values()]
         base, memory = 0, None
         if self._size:
             memory = self._empty(self._size, dtype=self._byte, device=self.device)

@@ -16,12 +16,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .counters import ROLE as COUNTER
+from .counters import Counters
+
 INTERPRETED_PROCESSORS = 4  # what a persistent grid finds where there is no GPU
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """A tensor that kernels are passed. role: input, weight, packed, output or scratch."""
+    """A tensor that kernels are passed. role: input, weight, packed, output, scratch or counter
+    (0 before a launch and after it)."""
 
     name: str
     dtype: str
@@ -94,6 +98,7 @@ class Launcher:
 
     def __init__(self, file: Path, plan: Plan) -> None:
         self.file, self.plan = file, plan
+        self._counters = Counters(plan.of_role(COUNTER))
 
     @functools.cached_property
     def functions(self) -> Mapping[str, Any]:
@@ -101,11 +106,11 @@ class Launcher:
         return {step.kernel: getattr(module, step.kernel) for step in self.plan.steps}
 
     def __call__(self, tensors: Mapping[str, Any]) -> None:
-        """Runs the launches. tensors: those of every role but scratch, by name, dense; outputs
-        are written in place."""
+        """Runs the launches. tensors: inputs, weights, packed ones and outputs, by name, dense;
+        outputs are written in place."""
         device = next(iter(tensors.values())).device
         scratch = {b.name: empty(b, device) for b in self.plan.of_role("scratch")}
-        every = {**tensors, **scratch}
+        every = {**tensors, **scratch, **self._counters.on(device)}
         processors = processor_count(device)
         for step in self.plan.steps:
             run = functools.partial(
