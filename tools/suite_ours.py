@@ -1,0 +1,164 @@
+"""A suite row in, our schedules for it out, built and measured: the best known, or the model's.
+
+What logs and stores know of the row's workload comes first. Without any, or where the model is to
+pick, its ranking decides: one schedule that builds and is right. With seconds to tune, the tuner
+of models searches from there and every attempt is stored.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median_low
+
+from autosched.codegen.jobs import Failed
+from autosched.datasets.shipped import shipped_records
+from autosched.datasets.store import Store
+from autosched.datasets.suites import SuiteRow
+from autosched.ir.count import count
+from autosched.ir.partition import Task
+from autosched.ir.record import CONDEMNED, Record
+from autosched.ir.schedule import Schedule
+from autosched.search.strategy import ask
+from autosched.tools.campaign import Bench, Book, Entry, TaskState, open_task
+from autosched.tools.explore import Explorer
+from autosched.tools.lab import BuiltModule
+from autosched.tools.learner import Learner
+from autosched.tools.stopping import Stopper
+from autosched.tools.triton_lab import TritonLab
+from autosched.tools.tuning import silent
+
+KNOWN = 4  # of the logs' best schedules, measured anew
+PICKS = 4  # of the model's, tried in turn until one is right
+FINALISTS = 3
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A schedule of ours that was right. by: who chose it; us: when it was last measured."""
+
+    schedule: Schedule
+    build: BuiltModule
+    by: str
+    us: float | None
+    facts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What there is for a row. seconds: of search, from the first look at the space on; tried:
+    schedules; failures: how many, by status; known: schedules that logs had."""
+
+    finalists: tuple[Finalist, ...]
+    seconds: float | None
+    tried: int
+    failures: Mapping[str, int]
+    known: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class How:
+    """What counts as ours. tune_s: to search for each row; model_only: no logs, no search."""
+
+    tune_s: float = 0.0
+    model_only: bool = False
+
+
+class Finder:
+    """Finds our schedules, row after row; the model learns as it goes."""
+
+    def __init__(self, lab: TritonLab, store: Store, bench: Bench, how: How) -> None:
+        self._lab, self._book, self._bench, self._how = lab, Book(store, bench), bench, how
+        self._learner = Learner(bench.seed)
+        self._logs = known_schedules(bench.target.key, store)
+        self._taught = False
+
+    def find(self, row: SuiteRow, spare_s: float) -> Ours:
+        """The best few for a row; spare_s: seconds that a search may take at most."""
+        begun = time.monotonic()
+        program = row.program()
+        work = count(program)
+        task = Task(program.key, program, 1, work.flops, work.read_bytes + work.write_bytes,
+                    row.name, row.source)  # fmt: skip
+        state = open_task(task, self._bench.target, self._bench.seed, self._learner.model)
+        if not state.pool.sketches:
+            return Ours((), None, 0, {}, 0, "no sketch fits this program")
+        self._teach(state)
+        known = [] if self._how.model_only else list(self._logs.get(program.key, ()))[:KNOWN]
+        explorer = Explorer((state,), self._lab, self._book, self._learner, Stopper(None), silent)
+        if known:
+            explorer.attempt(state, known)
+        by = "logs"
+        if self._how.tune_s and not self._how.model_only:
+            by = "tuned"
+            search = Explorer((state,), self._lab, self._book, self._learner,
+                              Stopper(min(self._how.tune_s, spare_s), begun), silent)  # fmt: skip
+            search.search(0.0, None, False)
+        if not state.ranked() and not _built(state):
+            by = "model"
+            self._pick(explorer, state)
+        seconds = round(time.monotonic() - begun, 2) if by != "logs" else None
+        return Ours(tuple(_finalists(state, by)), seconds, state.tried, state.failures,
+                    len(known))  # fmt: skip
+
+    def _teach(self, state: TaskState) -> None:
+        """The model learns from the logs once, before the first row that asks it."""
+        if not self._taught:
+            self._learner.read(self._book.store, self._bench, [state])
+            self._taught = True
+        self._learner.refresh(state)
+
+    def _pick(self, explorer: Explorer, state: TaskState) -> None:
+        """The model's best in turn, until one is right (or builds, where nothing measures)."""
+        for _ in range(PICKS):
+            chosen = ask(state.search, 1, state.score)
+            explorer.attempt(state, [state.search.space.schedule(c) for c in chosen])
+            if state.ranked() or _built(state) or not chosen:
+                return
+
+
+def _built(state: TaskState) -> list[Entry]:
+    return [e for e in state.entries.values() if e.built is not None]
+
+
+def _finalists(state: TaskState, by: str) -> list[Finalist]:
+    """The fastest; where nothing was measured, whatever was built."""
+    entries = [e for e in state.ranked() if e.built is not None] or _built(state)
+    return [
+        Finalist(e.schedule, e.built, by, e.latency_us, e.facts)
+        for e in entries[:FINALISTS] if isinstance(e.built, BuiltModule)
+    ]  # fmt: skip
+
+
+def known_schedules(target: str, *stores: Store) -> dict[str, tuple[Schedule, ...]]:
+    """Schedules by workload, the fastest first, as the package's logs and stores have them; none
+    that was ever wrong."""
+    records, _ = shipped_records(target)
+    for store in stores:
+        records += store.records(target=target, peers=False)
+    tried: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if record.peer is None:
+            tried[record.workload][record.schedule].append(record)
+    return {workload: _ranked(group) for workload, group in tried.items()}
+
+
+def _ranked(group: Mapping[str, Sequence[Record]]) -> tuple[Schedule, ...]:
+    times = []
+    for text, records in group.items():
+        timed = [r.latency_us for r in records if r.ok and r.latency_us is not None]
+        if timed and not any(r.status in CONDEMNED for r in records):
+            times.append((median_low(timed), text, records[0]))
+    return tuple(Schedule.from_json(r.schedule_json) for _, _, r in sorted(times, key=_by_time))
+
+
+def _by_time(row: tuple[float, str, Record]) -> tuple[float, str]:
+    return row[:2]
+
+
+def why(failed: Failed) -> str:
+    """The first words of a failure."""
+    return failed.reason.splitlines()[0][:300] if failed.reason else failed.status.value
