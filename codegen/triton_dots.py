@@ -14,6 +14,7 @@ from autosched.codegen import triton_scalars as scalars
 from autosched.codegen.triton_memory import Memory
 from autosched.codegen.triton_text import MUL, TYPES, Val
 from autosched.ir.node import Node
+from autosched.ir.products import EIGHT_BITS
 from autosched.ir.scalar import ITEMSIZE
 
 # Operand type: accumulators that tl.dot has for it.
@@ -77,13 +78,20 @@ class Dots(Memory):
         return Plan(a, b, batch, rows, columns, depth, native)
 
     def operand_type(self, node: Node) -> str:
-        """The type that both operands have, float32 where they are two kinds of it."""
+        """The type that operands are multiplied in: float32 where they have two, of which only
+        those of 8 bits go together as they are."""
         kinds = {s.dtype for s in node.src}
-        return kinds.pop() if len(kinds) == 1 else "float32"
+        mixed = len(kinds) > 1 and not kinds <= EIGHT_BITS
+        return "float32" if mixed else node.src[0].dtype
 
     def operand(self, node: Node, dims: tuple[str, ...], kind: str) -> Val:
         """An operand in the wanted order."""
-        return scalars.cast_to(self.oriented(node, dims, "operand"), kind, self.use)
+        kind = node.dtype if {kind, node.dtype} <= EIGHT_BITS else kind
+        val = self.oriented(node, dims, "operand")
+        if val.literal:  # a product takes tensors alone
+            own = self.tile_dims(node.axes)
+            val = self.spread(val, tuple(d for d in dims if d in own))
+        return scalars.cast_to(val, kind, self.use)
 
     def dotted(self, node: Node, plan: Plan, acc: Val | None) -> Val:
         kind = self.operand_type(node)

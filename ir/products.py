@@ -15,6 +15,7 @@ from autosched.ir.ops import cast, const, dot, where
 from autosched.ir.scalar import FLOATS, ITEMSIZE
 
 NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
+EIGHT_BITS = frozenset(("float8_e4m3", "float8_e5m2"))  # which tensor cores multiply by each other
 ACCUMULATORS = {"int8": "int32", "uint8": "int32", "float64": "float64"}
 
 
@@ -46,7 +47,7 @@ def as_dot(
         return None
     operands = tuple(functools.reduce(lambda a, b: a * b, group) for group in pair)
     a, b = _typed(operands, types)
-    if a.dtype != b.dtype:
+    if a.dtype != b.dtype and not {a.dtype, b.dtype} <= EIGHT_BITS:
         return None
     if inside is not None:
         a, b = (x if _vanishes(x, inside) else where(inside, x, const(0, x.dtype)) for x in (a, b))
@@ -102,6 +103,8 @@ def _typed(operands: tuple[Node, ...], types: DotTypes) -> tuple[Node, Node]:
             kind = _common_kind(stored)
             if kind is not None:
                 return cast(stored[0], kind), cast(stored[1], kind)
+        return stored[0], stored[1]
+    if EIGHT_BITS.issuperset(kinds):
         return stored[0], stored[1]
     if types.narrow:
         for x, y in (stored, stored[::-1]):

@@ -28,6 +28,15 @@ def _mm(t: Tensors, tf32: bool = False, transposed: bool = False) -> torch.Tenso
     return torch.mm(t["x"], t["w"].t() if transposed else t["w"])
 
 
+def _scaled_mm(t: Tensors, fast: bool) -> torch.Tensor:
+    """fast: sums stay in the tensor core, with fewer bits than float32."""
+    sx, sw = (t["sx"].reshape(-1, 1), t["sw"].reshape(1, -1)) if t["sx"].dim() else (
+        t["sx"], t["sw"])  # fmt: skip
+    return torch._scaled_mm(
+        t["x"], t["w"].t(), scale_a=sx, scale_b=sw, out_dtype=torch.bfloat16, use_fast_accum=fast
+    )
+
+
 def _sdpa(t: Tensors, causal: bool, backend: SDPBackend) -> torch.Tensor:
     torch.backends.cuda.matmul.allow_tf32 = False
     shared = t["q"].shape[1] != t["k"].shape[1]
@@ -56,6 +65,8 @@ PEERS: Mapping[str, Call] = {
     "mmt": functools.partial(_mm, transposed=True),
     "mm.tf32": functools.partial(_mm, tf32=True),
     "mmt.tf32": functools.partial(_mm, tf32=True, transposed=True),
+    "scaled_mm": functools.partial(_scaled_mm, fast=False),
+    "scaled_mm.fast": functools.partial(_scaled_mm, fast=True),
     "gelu_linear": _gelu_linear,
     "swiglu": _swiglu,
     "softmax": lambda t: torch.softmax(t["x"], -1),
@@ -84,9 +95,9 @@ def versus(
     for name in peers:
         try:
             errors[name] = _error(task, PEERS[name](task.inputs))
-        except RuntimeError as error:
-            # A library that has no kernel for these sizes says so by raising; a lost device
-            # fails the next call too, and with it this job.
+        except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+            # A library that has no kernel for these sizes, or no such call, says so by raising; a
+            # lost device fails the next call too, and with it this job.
             refused[name] = str(error).split("\n")[0][:300]
     calls = [functools.partial(PEERS[name], task.inputs) for name in errors]
     timings = timed_together(task, entries, launcher, calls, rounds, target_time_s)

@@ -56,6 +56,15 @@ def product(m: int, n: int, k: int, dtype: str, transposed: bool = False) -> Pro
     return algebra(y=("m n", cast(sum_("k", x * w), dtype)))
 
 
+def scaled_product(
+    m: int, n: int, k: int, rows: bool, a: str = "float8_e4m3", b: str = "float8_e4m3"
+) -> Program:
+    """y[m, n] = sum(k, x[m, k] w[n, k]) sx sw in 8 bits, scaled by tensor, or by row and column."""
+    x, w = _wide("x", {"m": m, "k": k}, a), _wide("w", {"n": n, "k": k}, b, "weight")
+    sx, sw = input_("sx", {"m": m} if rows else {}), input_("sw", {"n": n} if rows else {})
+    return algebra(y=("m n", cast(sum_("k", x * w) * sx * sw, BF16)))
+
+
 def gelu_linear(m: int, n: int, k: int, dtype: str) -> Program:
     """y = gelu(x w + bias)"""
     x, w = _wide("x", {"m": m, "k": k}, dtype), _wide("w", {"k": k, "n": n}, dtype, "weight")
@@ -131,6 +140,13 @@ _PRODUCTS = (
     (128, 512, 512, F32, False), (128, 512, 1408, F32, False), (128, 32000, 512, F32, True),
     (1008, 1024, 1024, F32, False), (126, 768, 3072, F32, False), (126, 768, 3072, BF16, False),
 )  # fmt: skip
+# m, n, k, scaled by row and column, kinds of 8 bits
+_SCALED = (
+    (4096, 4096, 4096, False, "e4m3", "e4m3"), (4096, 4096, 4096, True, "e4m3", "e4m3"),
+    (8192, 8192, 8192, True, "e4m3", "e4m3"), (4096, 4096, 4096, True, "e4m3", "e5m2"),
+    (16, 4096, 4096, True, "e4m3", "e4m3"), (64, 14336, 4096, True, "e4m3", "e4m3"),
+    (512, 4096, 14336, False, "e4m3", "e4m3"),
+)
 # b, h, i, d, dtype, keys, heads that share a key head, causal
 _ATTENTIONS = (
     (4, 32, 4096, 128, BF16, 4096, 1, True), (4, 32, 4096, 128, BF16, 4096, 1, False),
@@ -141,6 +157,9 @@ _ATTENTIONS = (
     # The encoder's and the decoder's own.
     (1, 12, 128, 32, F32, 128, 1, False), (8, 12, 128, 32, F32, 128, 1, False),
     (1, 8, 128, 64, F32, 128, 4, True), (2, 16, 4096, 256, BF16, 4096, 1, True),
+    # Decoding: one query, or a few, of each head over many keys.
+    (1, 32, 1, 128, BF16, 8192, 4, False), (1, 32, 1, 128, BF16, 32768, 4, False),
+    (16, 32, 1, 128, BF16, 8192, 4, False), (8, 28, 4, 128, BF16, 8192, 7, False),
 )  # fmt: skip
 
 
@@ -151,6 +170,16 @@ def _product_case(m: int, n: int, k: int, dtype: str, transposed: bool) -> Itera
     if dtype == F32:
         yield Case(f"{name}.tf32", lambda: product(m, n, k, dtype, transposed), (f"{peer}.tf32",),
                    ("tf32",))  # fmt: skip
+
+
+def _scaled_case(m: int, n: int, k: int, rows: bool, a: str, b: str) -> Case:
+    """Beside the library's product, exact to float32 in its sums or not."""
+    kinds = a if a == b else f"{a}x{b}"
+    return Case(
+        f"scaled.{'row' if rows else 'tensor'}.{m}x{n}x{k}.{kinds}",
+        lambda: scaled_product(m, n, k, rows, f"float8_{a}", f"float8_{b}"),
+        ("scaled_mm", "scaled_mm.fast"),
+    )
 
 
 def _attention_case(
@@ -188,7 +217,8 @@ def cases() -> tuple[Case, ...]:
         Case("layernorm.1008x384.fp32", lambda: layernorm(1008, 384, F32), ("layernorm",)),
         Case("rmsnorm.8192x4096.bf16", lambda: rmsnorm(8192, 4096, BF16), ("rmsnorm",)),
     ]
-    # The three kinds in turn, so that a run that is cut short has seen all of them.
-    columns = (products, attentions, [*fused, *rows])
+    # The kinds in turn, so that a run that is cut short has seen all of them.
+    scaled = [_scaled_case(*row) for row in _SCALED]
+    columns = (products, attentions, scaled, [*fused, *rows])
     longest = max(map(len, columns))
     return tuple(c[n] for n in range(longest) for c in columns if n < len(c))
