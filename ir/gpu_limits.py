@@ -29,9 +29,12 @@ def resource_limits(kernel: Node, target: Target) -> list[Node]:
     for store in (n for n in nodes if n.op == "store"):
         # A store through a descriptor leaves from shared memory.
         kept = ext_add(kept, ext_mul(_bytes(store.src[1], loops), facts.get("descriptors", 0)))
+    handed = _handed_on(nodes)
     for node in nodes:
         if node.op == "fold":
             staged = ext_mul(_staged_bytes(node, loops), stages)
+            for name, value in handed.items():
+                staged = ext_add(staged, _bytes(value, loops) if name in node.attr[1] else 0)
             if staged != 0:
                 limits.append(as_node(ext_add(staged, kept)) <= target.l1_bytes)
     for node in nodes:
@@ -51,20 +54,31 @@ def _bytes(value: Node, loops: set[str]) -> Extent:
     return ext_mul(sizes, max(ITEMSIZE[value.dtype], 1))
 
 
+def _handed_on(nodes: Sequence[Node]) -> dict[str, Node]:
+    """States that products multiply as they are: they wait in shared memory, by their names."""
+    return {
+        str(s.attr[0]): s for n in nodes if n.op == "dot" for s in n.src if s.op == "carry"
+    }
+
+
 def _register_bytes(nodes: Sequence[Node], loops: set[str]) -> list[Extent]:
     """The states of each fold together, and every box that a dot or a reduce makes or reads."""
     out: list[Extent] = []
     in_dots = {s for n in nodes if n.op == "dot" for s in n.src}
+    handed = _handed_on(nodes)
     for node in nodes:
         if node.op == "fold":
             total: Extent = 0
-            for kind in node.types[: len(node.attr[1])]:
+            for name, kind in zip(node.attr[1], node.types):
+                if name in handed:
+                    continue
                 boxes = [e for a, e in kind.axes if a not in loops]
                 total = ext_add(total, ext_mul(ext_product(boxes), ITEMSIZE[kind.dtype]))
             dots = [n for n in walk(*node.src) if n.op == "dot" and n.carries == frozenset()]
             widest = [_bytes(d, loops) for d in dots if node.attr[0] in d.names]
-            # A product that feeds another one is live beside the states.
-            inner = [w for d, w in zip(dots, widest) if any(d in walk(s) for s in in_dots)]
+            # A product that feeds another one, or that is the next state, is live beside them.
+            inner = [w for d, w in zip(dots, widest)
+                     if d in node.src or any(d in walk(s) for s in in_dots)]  # fmt: skip
             for w in inner[:1]:
                 total = ext_add(total, w)
             out.append(total)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from types import ModuleType
 
 from autosched.ir.block_axes import power_of_two
 from autosched.ir.elsewhere import read_elsewhere
@@ -30,7 +31,7 @@ from autosched.ir.gpu_cuts import (
 from autosched.ir.gpu_limits import resource_limits
 from autosched.ir.node import Node, Output, Program, walk
 from autosched.ir.packing import packable
-from autosched.ir.rules import cascade, exp2, inline, skip, tile
+from autosched.ir.rules import cascade, exp2, inline, skip, stagger, tile
 from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.schedule import Knob, Sketch, run_actions
 from autosched.ir.target import Target
@@ -120,12 +121,16 @@ def _with_kept(
             if sketch is None:
                 continue
             yield sketch
+            cuts = {title: combo}
             uneven = _uneven_axes(program, sketch, len(head))
             if uneven:
                 longest = tuple(_longest_first(w, uneven) for w in combo)
-                again = _sketch(f"{title}.longest", program, head, keep, longest, precision, target)
-                if again is not None:
-                    yield again
+                cuts[f"{title}.longest"] = longest
+            for name, cut in cuts.items():
+                for further in ((), (stagger,)):
+                    again = _sketch(name, program, head, keep, cut, precision, target, further)
+                    if again is not None and again != sketch:
+                        yield again
 
 
 def _uneven_axes(program: Program, sketch: Sketch, done: int) -> set[str]:
@@ -257,23 +262,34 @@ def _sketch(
     combo: Sequence[Way],
     precision: str,
     target: Target,
+    further: Sequence[ModuleType] = (),
 ) -> Sketch | None:
+    """further: rules for the loops, each of which must find something to do."""
     plans = tuple(w.plan for w in combo)
     action = act("tile", keep=tuple(keep), plans=plans, narrow=True, precision=precision)
     opened = run_actions(program, [action])
     if isinstance(opened, Illegal):
         return None
     actions = [*head, action]
-    for shorter in skip.propose(opened, target):
-        made = run_actions(opened, [shorter])
-        assert not isinstance(made, Illegal), made
-        actions, opened = [*actions, shorter], made
+    for rule in (skip, *further):
+        proposed = rule.propose(opened, target)
+        if rule in further and not proposed:
+            return None
+        for step in proposed:
+            made = run_actions(opened, [step])
+            assert not isinstance(made, Illegal), made
+            actions, opened = [*actions, step], made
     knobs = tuple(k for w in combo for k in w.knobs)
     limits = [c for k in opened.body for c in resource_limits(k, target)]
     unique = tuple(sorted({c for c in limits if c.op != "const"}, key=repr))
     if any(c.op == "const" and not c.attr[0] for c in limits):
         return None
+    name = ".".join((name, *(_short_name(rule) for rule in further)))
     return Sketch(name, tuple(actions), knobs, unique)
+
+
+def _short_name(rule: ModuleType) -> str:
+    return rule.__name__.rpartition(".")[2]
 
 
 def _warps(axes: KernelAxes) -> tuple[int, ...]:
