@@ -134,6 +134,17 @@ def test_scratch_and_descriptors_share_one_workspace(driver, tmp_path, monkeypat
     assert launch[5][2] != 0 and launch[5][2] % 64 == 0 and launch[5][3] == 0
 
 
+def test_counters_are_zeros_that_calls_share(driver, tmp_path, monkeypatch):
+    """The scratch of two launches as a counter: where it lies among the addresses."""
+    module = modules.shares(6, 20)
+    counted = tuple(replace(t, role="counter") if t.name == "s" else t for t in module.tensors)
+    function = loaded(packed(replace(module, tensors=counted), tmp_path), monkeypatch)
+    function(torch.ones(6, 20))
+    function(torch.ones(6, 20))
+    seen = {c[5][1] for c in launches(driver)}
+    assert len(seen) == 1 and 0 not in seen and len(launches(driver)) == 4
+
+
 def test_much_shared_memory_is_asked_for_and_no_programs_are_not_launched(driver, tmp_path):
     module = modules.gemm(256, 256, 256, bm=128, bn=128, bk=64, dtype="float16", warps=8, stages=3)
     facts = packed(module, tmp_path).data["kernels"][0]

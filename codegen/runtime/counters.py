@@ -29,6 +29,7 @@ class Counters:
         self._sizes = [(b.name, prod(b.extents)) for b in buffers]
         self._whole = sum(-(-n // _APART) * _APART for _, n in self._sizes)
         self._kept: dict[tuple[Any, int], dict[str, Any]] = {}
+        self._recorded: list[Any] = []  # graphs do not keep what they did not allocate
 
     def on(self, device: Any) -> dict[str, Any]:
         """Counters by name for a launch on the device's current stream, now."""
@@ -37,7 +38,8 @@ class Counters:
         torch = _torch()
         cuda = device.type == "cuda"
         if cuda and torch.cuda.is_current_stream_capturing():
-            return self._cut(_slabs.piece(device, self._whole, recorded=True))
+            self._recorded.append(_slabs.piece(device, self._whole, recorded=True))
+            return self._cut(self._recorded[-1])
         stream = torch.cuda.current_stream(device).cuda_stream if cuda else 0
         found = self._kept.get((device, stream))
         if found is None:

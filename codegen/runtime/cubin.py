@@ -17,6 +17,8 @@ from typing import Any
 from . import driver
 from .counters import ROLE as COUNTER
 from .counters import Counters
+from .counters import ROLE as COUNTER
+from .counters import Counters
 from .errors import KernelFailedError
 from .gpu import launching, torch_module
 from .launch import Buffer, Plan, processor_count, torch_type
@@ -132,6 +134,8 @@ class CubinCall:
         made = [self._empty_like(p) for p in self._outputs]
         addresses = [x.data_ptr() for x in operands]
         addresses += [x.data_ptr() for x in made]
+        if self._counters is not None:
+            addresses += [x.data_ptr() for x in self._counters.on(self.device).values()]
         if self._counters is not None:
             addresses += [x.data_ptr() for x in self._counters.on(self.device).values()]
         base, memory = 0, None
