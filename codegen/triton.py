@@ -7,6 +7,7 @@ that of the stores first. What a value needs is emitted by `triton_values` and t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import prod
@@ -14,6 +15,7 @@ from math import prod
 from autosched.codegen.triton_boxes import access_of, extents_of
 from autosched.codegen.triton_helpers import HELPERS, helper_texts
 from autosched.codegen.triton_loops import Loops
+from autosched.codegen.triton_order import Order
 from autosched.codegen.triton_spec import Launch, Tensor, TritonModule
 from autosched.codegen.triton_text import (
     ATOM,
@@ -116,7 +118,9 @@ class _Kernel(Loops):
 
     def kernel(self, node: Node, name: str) -> tuple[str, Launch]:
         facts = {n: number(e) for n, e in {**DEFAULTS, **kernel_facts(node)}.items()}
-        self.stages = facts["stages"]
+        self.stages, self.inner = facts["stages"], facts["inner"] or facts["stages"]
+        self.specialise = facts["specialise"] > 0
+        self.order = Order(facts["group"], facts["snake"] > 0)
         self.boxed = described(node, facts["descriptors"])
         used = {n.src[0] for n in walk(node) if n.op in ("load", "store")}
         self.tensors = {h: t for h, t in self.all_tensors.items() if h in used}
@@ -127,6 +131,7 @@ class _Kernel(Loops):
         if not persistent:
             self.fixed = frozenset(loop.attr[0] for loop in grid)
         trips = [(loop.attr[0], _trips(loop)) for loop in grid]
+        self.inside = len(trips) - len(grid)
         total = prod(n for _, n in trips)
         pid = Val(self.scopes.fresh("pid"), (), "int32")
         if total > 1:
@@ -134,7 +139,8 @@ class _Kernel(Loops):
         if persistent and total > 1:
             tile = Val(self.scopes.fresh("tile"), (), "int32")
             span = f"{pid.text}, {total}, tl.num_programs(0)"
-            self.run(trips, body, tile, f"for {tile.text} in range({span}):")
+            steps = f"tl.range({span}, flatten=True)" if facts["flatten"] else f"range({span})"
+            self.run(trips, body, tile, f"for {tile.text} in {steps}:")
         else:
             self.run(trips, body, pid, "")
         lines = [f"def {name}({', '.join(self.tensors.values())}):"]
@@ -143,7 +149,7 @@ class _Kernel(Loops):
         launch = Launch(
             name, tuple(h.attr[0] for h in self.tensors), total, facts["warps"],
             max(self.stages, 1), max(facts["persistent"], 1) if persistent else 0,
-            bool(self.made_descriptors),
+            bool(self.made_descriptors), facts["registers"],
         )  # fmt: skip
         return text, launch
 
@@ -151,22 +157,16 @@ class _Kernel(Loops):
         self, trips: list[tuple[str, int]], body: Sequence[Node], pid: Val, header: str
     ) -> None:
         """The statements of one iteration of the grid, number `pid`."""
-        total = prod(n for _, n in trips)
         self.scopes.enter({a: literal(0, "int32") for a, _ in trips}, loop=bool(header))
-        for axis, stride, n in _strides(trips):
-            at = self.decode(pid, stride, n, total)
-            self.scopes.stack[-1].axes[axis] = at if at.literal else self.named(at, axis)
+        known: dict[str, str] = {}
+        for name, text in self.order.lines(trips, pid.text, self.inside):
+            text = re.sub(r"{([^}]+)}", lambda at: known[at[1]], text)
+            at = self.named(Val(text, (), "int32"), name)
+            known[name] = at.text
+            if name in self.scopes.stack[-1].axes:
+                self.scopes.stack[-1].axes[name] = at
         self.statements(body)
         self.scopes.leave(header)
-
-    def decode(self, pid: Val, stride: int, n: int, total: int) -> Val:
-        """The coordinate of a grid axis of n iterations, each `stride` programs apart."""
-        if n <= 1:
-            return literal(0, "int32")
-        text = pid.text if stride == 1 else f"{pid.text} // {stride}"
-        if stride * n < total:
-            text = f"{text} % {n}"
-        return Val(text, (), "int32", ATOM if text == pid.text else MUL)
 
     # ---- facts that emission needs before it starts ---------------------------------------
 

@@ -11,7 +11,7 @@ from autosched.codegen import triton_scalars as scalars
 from autosched.codegen.triton_dots import Dots
 from autosched.codegen.triton_text import NARROW, Unsupported, Val, literal, words
 from autosched.ir.extent import simplify
-from autosched.ir.node import Node, Type
+from autosched.ir.node import Node, Type, walk
 from autosched.ir.ops import get
 
 
@@ -22,7 +22,8 @@ class Loops(Dots):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stages = 1
+        self.stages = self.inner = 1  # steps in flight, and of loops inside loops
+        self.specialise = False
         self.riders: dict[Node, tuple[Node, ...]] = {}
         self.owners: dict[str, Node] = {}  # the fold that a state's variable was made for
 
@@ -72,14 +73,23 @@ class Loops(Dots):
         self.assign(held, [
             self.fitted(y, h) for y, h in zip(self.body(node), held)
         ])  # fmt: skip
-        span = hi.text if lo.text == "0" else f"{lo.text}, {hi.text}"
-        if self.stages > 1:
-            low_text = "" if lo.text == "0" else f"{lo.text}, "
-            span = f"{low_text or '0, '}{hi.text}, num_stages={self.stages}"
-            self.scopes.leave(f"for {index} in tl.range({span}):")
+        options = self.options(node)
+        if options:
+            self.scopes.leave(f"for {index} in tl.range({lo.text}, {hi.text}, {options}):")
         else:
+            span = hi.text if lo.text == "0" else f"{lo.text}, {hi.text}"
             self.scopes.leave(f"for {index} in range({span}):")
         return held
+
+    def options(self, node: Node) -> str:
+        """What the compiler is told of a loop."""
+        stages = self.inner if self.depths[node.attr[0]] > 2 else self.stages
+        told = [f"num_stages={stages}"] if stages > 1 else []
+        steps = tuple(walk(*node.src[2 * node.attr[2] :]))
+        contracts = any(n.op == "dot" for n in steps)
+        if self.specialise and contracts and not any(n.op == "fold" for n in steps):
+            told.append("warp_specialize=True")
+        return ", ".join(told)
 
     def body(self, node: Node) -> list[Val]:
         """The yields of one step, and the statements that store its outputs."""

@@ -39,6 +39,7 @@ class Launch:
     stages: int
     persistent: int = 0
     descriptors: bool = False  # needs triton.set_allocator before the launch
+    registers: int = 0  # of a thread at most, 0 for as many as it wants
 
 
 @dataclass(frozen=True)
