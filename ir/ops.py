@@ -20,9 +20,10 @@ from autosched.ir.scalar import DTYPES, FLOATS, ITEMSIZE, SCALARS, split_name
 # programs of the grid, of which the one that ends last goes on with these statements.
 BINDS = ("grid", "persistent", "serial", "unroll", "lane", "arrive")
 HOMES = ("register", "shared", "scratch", "packed", "output")
-# How a kernel is launched: warps of a program, loads in flight in its loops, 1 where boxes become
-# tensor descriptors, grids that a multiprocessor runs in turn (a persistent kernel).
-KERNEL_FACTS = ("warps", "stages", "descriptors", "persistent")
+# How a kernel is launched and its loops run; what each means, and where it is of use, stands in
+# `gpu_facts`.
+KERNEL_FACTS = ("warps", "stages", "descriptors", "persistent", "group", "snake", "flatten",
+                "specialise", "registers", "epilogue", "swap", "inner")  # fmt: skip
 PRECISIONS = ("tf32", "tf32x3")  # of a dot's float32 products: 10 bits of mantissa, three such
 Inferred = tuple[tuple[Type, ...], Axes, frozenset[str]]
 
