@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import prod
 
+from autosched.codegen.runtime.counters import ROLE as COUNTER
+from autosched.codegen.triton_arrive import Arrivals, arrivals
 from autosched.codegen.triton_boxes import access_of, extents_of
 from autosched.codegen.triton_helpers import HELPERS, helper_texts
-from autosched.codegen.triton_loops import Loops
 from autosched.codegen.triton_order import Order
 from autosched.codegen.triton_spec import Launch, Tensor, TritonModule
 from autosched.codegen.triton_text import (
@@ -64,6 +65,10 @@ class _Module:
             names.fresh(f"{k.attr[0]}_kernel" if k.attr[0] in names.used else k.attr[0])
             for k in self.kernels
         ]
+        self.counters = {
+            k: names.fresh(f"{name}_arrivals")
+            for k, name in zip(self.kernels, self.functions) if arrivals(_grid(k)[1])
+        }  # fmt: skip
 
     def handles(self) -> Iterable[Node]:
         """Inputs and buffers that kernels use: inputs, packed, scratch, then outputs in order."""
@@ -83,18 +88,21 @@ class _Module:
 
     def module(self, header: Header) -> TritonModule:
         texts, launches = [], []
+        counters: list[Tensor] = []
         helpers: set[str] = set()
         combines: dict[tuple[str, tuple[str, ...]], tuple[str, str]] = {}
         for kernel, name in zip(self.kernels, self.functions):
-            emitter = _Kernel(self.tensors, combines)
+            emitter = _Kernel(self.tensors, combines, self.counters.get(kernel, ""))
             text, launch = emitter.kernel(kernel, name)
+            if emitter.counter:
+                counters.append(Tensor(emitter.counter, "int32", (emitter.tiles,), COUNTER))
             texts.append(text)
             launches.append(launch)
             helpers |= emitter.helpers
         shared = [*helper_texts(helpers), *(text for _, text in combines.values())]
         source = module_text(header, shared, texts)
-        tensors = tuple(Tensor(h.attr[0], h.dtype, extents_of(h), _role(h)) for h in self.tensors)
-        return TritonModule(source, tensors, tuple(launches))
+        tensors = [Tensor(h.attr[0], h.dtype, extents_of(h), _role(h)) for h in self.tensors]
+        return TritonModule(source, (*tensors, *counters), tuple(launches))
 
 
 def _role(handle: Node) -> str:
@@ -103,18 +111,20 @@ def _role(handle: Node) -> str:
     return "scratch" if handle.attr[3] in ("scratch", "shared") else handle.attr[3]
 
 
-class _Kernel(Loops):
+class _Kernel(Arrivals):
     """One kernel."""
 
     def __init__(
-        self, tensors: dict[Node, str], combines: dict[tuple[str, tuple[str, ...]], tuple[str, str]]
+        self,
+        tensors: dict[Node, str],
+        combines: dict[tuple[str, tuple[str, ...]], tuple[str, str]],
+        counter: str,
     ) -> None:
         super().__init__()
+        self.counter = counter
         self.combines = combines
         self.all_tensors = tensors
-        self.stored: frozenset[Node] = frozenset()
         self.loaded: frozenset[Node] = frozenset()
-        self.rides: dict[Node, Node] = {}  # serial loop to the fold that it becomes part of
 
     def kernel(self, node: Node, name: str) -> tuple[str, Launch]:
         facts = {n: number(e) for n, e in {**DEFAULTS, **kernel_facts(node)}.items()}
@@ -124,13 +134,20 @@ class _Kernel(Loops):
         self.boxed = described(node, facts["descriptors"])
         used = {n.src[0] for n in walk(node) if n.op in ("load", "store")}
         self.tensors = {h: t for h, t in self.all_tensors.items() if h in used}
-        self.scopes.names = Names((*self.tensors.values(), *HELPERS, name))
+        parameters = [*self.tensors.values(), *([self.counter] if self.counter else [])]
+        self.scopes.names = Names((*parameters, *HELPERS, name))
         grid, body = _grid(node)
         self.prepare(node, grid, body)
         persistent = any(loop.attr[1] == "persistent" for loop in grid)
         if not persistent:
             self.fixed = frozenset(loop.attr[0] for loop in grid)
         trips = [(loop.attr[0], _trips(loop)) for loop in grid]
+        self.slots = _strides(trips)
+        self.tiles = prod(n for _, n in trips)
+        merged = arrivals(body)
+        if merged is not None:
+            self.boxed &= self.alone(merged, body[1:])
+            trips.append((merged.attr[0], _trips(merged)))
         self.inside = len(trips) - len(grid)
         total = prod(n for _, n in trips)
         pid = Val(self.scopes.fresh("pid"), (), "int32")
@@ -143,11 +160,12 @@ class _Kernel(Loops):
             self.run(trips, body, tile, f"for {tile.text} in {steps}:")
         else:
             self.run(trips, body, pid, "")
-        lines = [f"def {name}({', '.join(self.tensors.values())}):"]
+        lines = [f"def {name}({', '.join(parameters)}):"]
         lines += [f"    {line}" for line in self.scopes.stack[0].lines]
         text = "\n".join(["@triton.jit", *(p for line in lines for p in wrapped(line))])
+        names = [h.attr[0] for h in self.tensors] + parameters[len(self.tensors) :]
         launch = Launch(
-            name, tuple(h.attr[0] for h in self.tensors), total, facts["warps"],
+            name, tuple(names), total, facts["warps"],
             max(self.stages, 1), max(facts["persistent"], 1) if persistent else 0,
             bool(self.made_descriptors), facts["registers"],
         )  # fmt: skip
@@ -290,13 +308,16 @@ class _Kernel(Loops):
     # ---- statements -----------------------------------------------------------------------
 
     def statements(self, body: Sequence[Node]) -> None:
-        for stmt in body:
+        for at, stmt in enumerate(body):
             if stmt in self.rides:
                 self.results(self.rides[stmt])
             elif stmt.op == "store":
                 self.store_alone(stmt)
             elif stmt.op == "forall" and stmt.attr[1] in ("serial", "unroll"):
                 self.serial(stmt)
+            elif stmt is arrivals(body):
+                self.arrive(stmt, body[at + 1 :])
+                return
             else:
                 raise Unsupported(f"a {stmt.op} {' '.join(map(str, stmt.attr))} in a program")
 

@@ -42,6 +42,14 @@ class Arrivals(Loops):
         self.scopes.line(f"tl.store({place}, 0)")
         self.scopes.leave(f"if {arrived} == {number(loop.src[1]) - 1}:")
 
+    def alone(self, loop: Node, rest: Sequence[Node]) -> frozenset[Node]:
+        """The accesses of a part that may be tensor descriptors: neither parts, which the device
+        would have to be told to wait for, nor what the last program alone reads and stores."""
+        after = {n for n in walk(*rest) if n.op in ("load", "store")}
+        parts = {n.src[0] for n in after if n.op == "load"}
+        inside = (n for n in walk(*loop.src[2:]) if n.op in ("load", "store"))
+        return frozenset(n for n in inside if n not in after and n.src[0] not in parts)
+
     def tile_number(self) -> list[str]:
         """The terms of the number of the program's tile."""
         terms = []
