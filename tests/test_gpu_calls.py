@@ -152,7 +152,7 @@ def test_much_shared_memory_is_asked_for_and_no_programs_are_not_launched(driver
     (row,) = facts["binaries"]
     assert row["shared_bytes"] > 48 * 1024
     none = replace(plan, steps=tuple(replace(s, programs=0) for s in plan.steps))
-    call = cubin.CubinCall(none, cubin.binaries_from_json([row]), lambda file: b"\x7fELF", CPU)
+    call = cubin.CubinCall(none, cubin.binaries_from_json([row]), lambda file: b"\x7fELF", CPU).run
     assert ("prefer", 1) in driver.calls and ("set", 8, -448) in driver.calls
     (made,) = call([torch.ones(256, 256).half()] * 2)
     assert not launches(driver) and made.shape == (256, 256)
@@ -161,7 +161,7 @@ def test_much_shared_memory_is_asked_for_and_no_programs_are_not_launched(driver
 @pytest.mark.parametrize("shape", [(), (1,), (0, 4), (4, 0), (2, 1, 3)])
 def test_outputs_of_any_shape_are_dense(driver, shape):
     plan = cubin.Plan((cubin.Buffer("y", "bfloat16", shape, "output"),), ())
-    (made,) = cubin.CubinCall(plan, (), lambda file: b"", CPU)([])
+    (made,) = cubin.CubinCall(plan, (), lambda file: b"", CPU).run([])
     assert made.shape == shape and made.is_contiguous() and made.dtype == torch.bfloat16
     assert made.untyped_storage().nbytes() == made.numel() * 2
 
@@ -186,25 +186,19 @@ def test_a_lost_device_is_an_error_with_the_drivers_words(driver, tmp_path, monk
 
 def test_threads_have_arguments_of_their_own(driver, tmp_path, monkeypatch):
     """Two calls at the same time, one inside the other's launch, read their own addresses."""
-    function = loaded(packed(modules.softmax(4, 10), tmp_path), monkeypatch)
     x, other = torch.ones(4, 10), torch.ones(4, 10)
-    function(x)
-    driver.calls.clear()
-    plain = Driver.cuLaunchKernelEx
-    inner = threading.Event()
+    plain, inside = driver.cuLaunchKernelEx, threading.Event()
 
     def launch(*args: Any) -> int:
-        if not inner.is_set():
-            inner.set()
+        if not inside.is_set():
+            inside.set()
             thread = threading.Thread(target=function, args=(other,))
             thread.start()
             thread.join()
-        return plain(driver, *args)
+        return plain(*args)
 
-    ready = function._quick
-    assert ready is not None
-    (call,) = ready._calls.values()
-    monkeypatch.setattr(call, "_launch", launch)
+    monkeypatch.setattr(driver, "cuLaunchKernelEx", launch)
+    function = loaded(packed(modules.softmax(4, 10), tmp_path), monkeypatch)
     function(x)
     assert [c[5][0] for c in launches(driver)] == [other.data_ptr(), x.data_ptr()]
 

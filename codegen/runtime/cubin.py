@@ -17,13 +17,11 @@ from typing import Any
 from . import driver
 from .counters import ROLE as COUNTER
 from .counters import Counters
-from .counters import ROLE as COUNTER
-from .counters import Counters
 from .errors import KernelFailedError
 from .gpu import launching, torch_module
 from .launch import Buffer, Plan, processor_count, torch_type
 
-HIDDEN = 2  # pointers behind the tensors: memory for tensor descriptors, memory for a profiler
+Call = Callable[[Sequence[Any]], list[Any]]
 _WIDTH = ctypes.sizeof(ctypes.c_uint64)
 _APART = 256  # bytes: what pieces of a workspace are aligned to, at least
 
@@ -45,7 +43,7 @@ class Binary:
 
 
 class CubinCall:
-    """`call(operands)` computes the outputs, as new tensors, in the order of the plan's buffers.
+    """`run(operands)` computes the outputs, as new tensors, in the order of the plan's buffers.
 
     operands: tensors of the plan's inputs and weights in order, dense and aligned to 16 bytes.
     Thread-safe: calls at the same time have arguments of their own.
@@ -57,22 +55,15 @@ class CubinCall:
         """read: the checked content of a file of the package."""
         self.device, self._plan, self._binaries = device, plan, binaries
         self._functions = self._load(read)
-        self._outputs = [_prototype(b, device) for b in plan.of_role("output")]
-        given = [b.name for b in plan.of_role("input", "weight")]
-        counters = plan.of_role(COUNTER)
-        self._counters = Counters(counters) if counters else None
-        self._names = [
-            *given, *(b.name for b in plan.of_role("output")), *(b.name for b in counters)
-        ]  # fmt: skip
-        self._offsets, self._size = self._workspace()
-        count = len(self._names) + len(self._offsets) + 1  # the last one stays 0
-        self._pack = struct.Struct(f"{count - 1}Q").pack_into
-        self._slots = count
-        self._empty, self._empty_like = torch_module().empty, torch_module().empty_like
-        self._byte = torch_module().uint8
-        self._stream, self._current = _stream_of(device), _current_of(device)
-        self._launch = driver.library().cuLaunchKernelEx
-        self._frames = [self._frame()]
+        processors = processor_count(device)
+        self._programs = [step.grid(processors) for step in plan.steps]
+        self._names = [b.name for b in (
+            *plan.of_role("input", "weight"), *plan.of_role("output"), *plan.of_role(COUNTER)
+        )]  # fmt: skip
+        self._places, self._size = self._workspace()
+        # One slot for each address, and one that stays 0.
+        self._slots = len(self._names) + len(self._places) + 1
+        self.run = self._bound()
 
     def _load(self, read: Callable[[str], bytes]) -> dict[str, ctypes.c_void_p]:
         """The function of each file, in the context of the device."""
@@ -88,80 +79,92 @@ class CubinCall:
                 for file, (code, b) in files.items()
             }
 
-    def _programs(self) -> list[int]:
-        processors = processor_count(self.device)
-        return [step.grid(processors) for step in self._plan.steps]
-
-    def _workspace(self) -> tuple[list[int], int]:
-        """Where scratch, and the memory of each launch, lie in one workspace; its size."""
-        pieces = [(_bytes(b), _APART) for b in self._plan.of_role("scratch")]
-        pieces += [
-            (b.scratch_bytes * programs, max(_APART, b.scratch_align))
-            for b, programs in zip(self._binaries, self._programs(), strict=True)
+    def _workspace(self) -> tuple[dict[str | int, int], int]:
+        """Where in one workspace scratch lies, by name, and the memory that launches need for
+        themselves, by their number; the size of it all."""
+        pieces: list[tuple[str | int, int, int]] = [
+            (b.name, _bytes(b), _APART) for b in self._plan.of_role("scratch")
         ]
-        offsets, size = [], 0
-        for length, apart in pieces:
-            size = -(-size // apart) * apart
-            offsets.append(size)
-            size += length
-        return offsets, size
+        pieces += [
+            (n, b.scratch_bytes * programs, max(_APART, b.scratch_align))
+            for n, (b, programs) in enumerate(zip(self._binaries, self._programs, strict=True))
+            if b.scratch_bytes
+        ]
+        places, size = {}, 0
+        for owner, length, apart in pieces:
+            places[owner] = -(-size // apart) * apart
+            size = places[owner] + length
+        return places, size
 
-    def _frame(self) -> tuple[Any, list[driver.Launch]]:
-        """Slots for all addresses of one call at a time, and the launches that read them."""
+    def _frame(self) -> tuple[Any, list[tuple[driver.LaunchConfig, tuple[Any, ...]]]]:
+        """Slots for all addresses of one call at a time, and the launches that read them.
+
+        Behind its tensors, each is passed memory of its own and memory for a profiler.
+        """
         values = (ctypes.c_uint64 * self._slots)()
         start = ctypes.addressof(values)
-        scratch = [b.name for b in self._plan.of_role("scratch")]
-        at = {name: start + n * _WIDTH for n, name in enumerate([*self._names, *scratch])}
-        own, none = start + len(at) * _WIDTH, start + (self._slots - 1) * _WIDTH
+        owners: list[str | int] = [*self._names, *self._places]
+        at = {owner: start + n * _WIDTH for n, owner in enumerate(owners)}
+        none = start + len(owners) * _WIDTH
         launches = []
-        steps = zip(self._plan.steps, self._binaries, self._programs(), strict=True)
+        steps = zip(self._plan.steps, self._binaries, self._programs, strict=True)
         for n, (step, binary, programs) in enumerate(steps):
-            slots = [*(at[name] for name in step.tensors), own + n * _WIDTH, none]
+            slots = [*(at[name] for name in step.tensors), at.get(n, none), none]
             function = self._functions[binary.file]
             if programs:  # a dimension of no elements leaves nothing to run
-                launches.append(driver.Launch(
+                made = driver.Launch(
                     function, programs, binary.threads, binary.shared_bytes, slots
-                ))  # fmt: skip
+                )
+                launches.append((made.config, made.args))
         return values, launches
 
-    def __call__(self, operands: Sequence[Any]) -> list[Any]:
-        if self._current() != self.device.index:
-            with launching(self.device):
-                return self._run(operands)
-        return self._run(operands)
+    def _bound(self) -> Call:
+        """The call, all that it needs in variables of its own: Python finds them fastest."""
+        torch, device, index = torch_module(), self.device, self.device.index
+        prototypes = [_prototype(b, device) for b in self._plan.of_role("output")]
+        empty, empty_like, byte = torch.empty, torch.empty_like, torch.uint8
+        address = torch.Tensor.data_ptr
+        counted = self._plan.of_role(COUNTER)
+        counters = Counters(counted) if counted else None
+        size, places = self._size, tuple(self._places.values())
+        pack = struct.Struct(f"{self._slots - 1}Q").pack_into
+        stream_now, device_now = _stream_of(device), _current_of(device)
+        launch, again = driver.library().cuLaunchKernelEx, self._again
+        frames = [self._frame()]
 
-    def _run(self, operands: Sequence[Any]) -> list[Any]:
-        made = [self._empty_like(p) for p in self._outputs]
-        addresses = [x.data_ptr() for x in operands]
-        addresses += [x.data_ptr() for x in made]
-        if self._counters is not None:
-            addresses += [x.data_ptr() for x in self._counters.on(self.device).values()]
-        if self._counters is not None:
-            addresses += [x.data_ptr() for x in self._counters.on(self.device).values()]
-        base, memory = 0, None
-        if self._size:
-            memory = self._empty(self._size, dtype=self._byte, device=self.device)
-            base = memory.data_ptr()
-        addresses += [base + offset for offset in self._offsets]
-        try:
-            frame = self._frames.pop()
-        except IndexError:  # all are in use by other threads
-            frame = self._frame()
-        values, launches = frame
-        self._pack(values, 0, *addresses)
-        stream, launch = self._stream(), self._launch
-        for one in launches:
-            one.config.stream = stream
-            if code := launch(*one.args):
-                self._again(code, one)
-        self._frames.append(frame)
-        return made
+        def run(operands: Sequence[Any]) -> list[Any]:
+            if device_now() != index:
+                with launching(device):
+                    return run(operands)
+            made = [empty_like(p) for p in prototypes]
+            rest: list[int] = []
+            if counters is not None:
+                rest += map(address, counters.on(device).values())
+            if size:
+                memory = empty(size, dtype=byte, device=device)
+                base = memory.data_ptr()
+                rest += [base + place for place in places]
+            try:
+                frame = frames.pop()
+            except IndexError:  # all are in use by other threads
+                frame = self._frame()
+            values, launches = frame
+            pack(values, 0, *map(address, operands), *map(address, made), *rest)
+            stream = stream_now()
+            for config, args in launches:
+                config.stream = stream
+                if code := launch(*args):
+                    again(code, launch, args)
+            frames.append(frame)
+            return made
 
-    def _again(self, code: int, launch: driver.Launch) -> None:
+        return run
+
+    def _again(self, code: int, launch: Callable[..., int], args: tuple[Any, ...]) -> None:
         """A launch that failed, in the device's context: a thread of its own may have none yet."""
         if code == driver.INVALID_CONTEXT:
             driver.library().cuCtxSetCurrent(driver.primary_context(self.device.index or 0))
-            code = self._launch(*launch.args)
+            code = launch(*args)
         try:
             driver.check(code, "launch of a kernel")
         except driver.DriverError as error:

@@ -45,7 +45,9 @@ def make_call(
         return _definition(manifest, row, operands, device)
     binaries = binaries_from_json(row.get("binaries", ()))
     if binaries:
-        return CubinCall(plan, binaries, lambda file: manifest.checked(file).read_bytes(), device)
+        return CubinCall(
+            plan, binaries, lambda file: manifest.checked(file).read_bytes(), device
+        ).run
     return _jit(manifest, row, plan, operands, device)
 
 
