@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 
 from autosched.ir.extent import simplify
-from autosched.ir.gpu_axes import factors_of
+from autosched.ir.gpu_axes import KernelAxes, factors_of
 from autosched.ir.index import substitute
 from autosched.ir.node import Node, walk
 from autosched.ir.ops import iota
@@ -50,6 +51,16 @@ def packable(
             group = frozenset(b for b in beside[a] if b not in mixed)
             groups.setdefault(group, {})[a] = alone[a]
     return tuple(g for names, g in groups.items() if set(g) == names)
+
+
+def in_outputs(
+    axes: KernelAxes, values: Sequence[Node], stop: set[Node], extents: Mapping[str, int]
+) -> KernelAxes:
+    """The axes with those of the outputs that contractions are read along through views."""
+    pairs = [(set(a), set(b)) for a, b in _contractions(values, stop, extents)]
+    shared = set().union(axes.shared, *(a & b for a, b in pairs))
+    left = set().union(axes.left, *(a ^ b for a, b in pairs))
+    return replace(axes, shared=shared, left=left - shared)
 
 
 def _members(mine: int, other: int, extent: int) -> int:

@@ -21,6 +21,7 @@ from autosched.ir.elsewhere import read_elsewhere
 from autosched.ir.gpu_axes import KernelAxes, kernel_axes, product_of
 from autosched.ir.gpu_cuts import (
     LONG_LINE,
+    LONGEST_SIDE,
     WHOLE,
     knob_over,
     line_cut,
@@ -30,7 +31,7 @@ from autosched.ir.gpu_cuts import (
 )
 from autosched.ir.gpu_limits import resource_limits
 from autosched.ir.node import Node, Output, Program, walk
-from autosched.ir.packing import packable
+from autosched.ir.packing import in_outputs, packable
 from autosched.ir.rules import cascade, exp2, inline, skip, stagger, tile
 from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.schedule import Knob, Sketch, run_actions
@@ -121,16 +122,18 @@ def _with_kept(
             if sketch is None:
                 continue
             yield sketch
-            cuts = {title: combo}
+            cuts = [(title, combo)]
             uneven = _uneven_axes(program, sketch, len(head))
             if uneven:
-                longest = tuple(_longest_first(w, uneven) for w in combo)
-                cuts[f"{title}.longest"] = longest
-            for name, cut in cuts.items():
+                cuts.append((f"{title}.longest", tuple(_longest_first(w, uneven) for w in combo)))
+            for named, cut in cuts:
                 for further in ((), (stagger,)):
-                    again = _sketch(name, program, head, keep, cut, precision, target, further)
-                    if again is not None and again != sketch:
-                        yield again
+                    if cut is not combo or further:
+                        again = _sketch(
+                            named, program, head, keep, cut, precision, target, further
+                        )
+                        if again is not None:
+                            yield again
 
 
 def _uneven_axes(program: Program, sketch: Sketch, done: int) -> set[str]:
@@ -166,7 +169,10 @@ def _repeats(program: Program) -> bool:
     """Whether a kernel for everything does a contraction once for every block of an axis."""
     axes = kernel_axes(program.body, set())
     extents = {a: int(str(e)) for o in program.outputs for a, e in zip(o.dims, o.extents)}
-    return any(extents.get(a, 0) > WHOLE for a in axes.recomputed & axes.left)
+    whole = {a for a in axes.left & set(axes.reduced) if extents.get(a, 0) > LONGEST_SIDE}
+    return bool(whole) or any(
+        extents.get(a, 0) > WHOLE for a in axes.recomputed & axes.left
+    )
 
 
 def _together(ways: Sequence[list[Way]]) -> Iterator[tuple[Way, ...]]:
@@ -198,9 +204,9 @@ def _ways(
     group: Sequence[tuple[Output, Node]], kept: set[Node], number: int, target: Target
 ) -> list[Way]:
     values = [v for _, v in group]
-    axes = kernel_axes(values, kept)
-    dims = max((o.dims for o, _ in group), key=len)
     extents = {a: int(str(e)) for o, _ in group for a, e in zip(o.dims, o.extents)}
+    axes = in_outputs(kernel_axes(values, kept), values, kept, extents)
+    dims = max((o.dims for o, _ in group), key=len)
     dims = (*dims, *(a for a in extents if a not in dims))
     # What one pass has walked is walked again, block by block, where its results are stored.
     again = {a for a in dims if any(s.startswith(f"{a}.") for s in axes.steps)} - {*axes.reduced}
