@@ -69,6 +69,8 @@ def trips(loops: Sequence[Loop], columns: Columns) -> list[Column]:
 
 
 def _trips(loop: Loop, columns: Columns, lengths: Mapping[str, Column]) -> Column:
+    if loop.kind == "last":  # of all programs, one
+        return 1.0 / np.maximum(columns.value(loop.extent), 1.0)
     if loop.loaded:
         return columns.value(loop.extent)
     if loop.lo.op == "const" and loop.hi.op == "const":

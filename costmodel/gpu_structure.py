@@ -26,6 +26,7 @@ from autosched.ir.scalar import FLOATS, ITEMSIZE, SCALARS, split_name
 LEAVES = frozenset(("const", "iota", "carry", "knob", "buffer", "input"))
 # What moves a value or reads it elsewhere, without arithmetic of its own.
 MOVES = frozenset(("reaxis", "take", "slice", "place"))
+LAST = "last"  # a loop around what one of several programs does, the last one to arrive
 
 
 @dataclass(frozen=True)
@@ -166,15 +167,17 @@ def gpu_structure(program: Program) -> GpuStructure:
 
 @dataclass(frozen=True)
 class _Scope:
-    """Which loop each axis and each fold state belongs to."""
+    """Which loop each axis and each fold state belongs to; `within`: loops that whatever is made
+    here depends on."""
 
     loop: int
     axes: dict[str, int] = field(default_factory=dict)
     states: dict[str, int] = field(default_factory=dict)
+    within: tuple[int, ...] = ()
 
     def inside(self, loop: int, axis: str, states: Iterable[str] = ()) -> _Scope:
         carried = {**self.states, **dict.fromkeys(states, loop)}
-        return _Scope(loop, {**self.axes, axis: loop}, carried)
+        return _Scope(loop, {**self.axes, axis: loop}, carried, self.within)
 
 
 class _Walker:
@@ -207,8 +210,7 @@ class _Walker:
     def kernel(self, node: Node) -> GpuKernel:
         self.root = self.add_loop("", "kernel", -1, (as_node(0), as_node(1)))
         self.fed = {n for d in walk(*node.src) if d.op == "dot" for s in d.src for n in fed_by(s)}
-        for stmt in node.src:
-            self.statement(stmt, _Scope(self.root))
+        self.statements(node.src, _Scope(self.root))
         facts = {**DEFAULTS, **kernel_facts(node)}
         grid = tuple(n for n in range(self.root, len(self.loops)) if self.loops[n].kind == "grid")
         return GpuKernel(
@@ -226,11 +228,21 @@ class _Walker:
             self.store(stmt, scope)
             return
         loop, body = as_loop(stmt)
-        kind = "grid" if loop.bind in ("grid", "persistent") else "serial"
+        kind = "grid" if loop.bind in ("grid", "persistent", "arrive") else "serial"
         self.values([s for s in (loop.lo, loop.hi) if reads_memory(s)], scope)
         number = self.add_loop(loop.axis, kind, scope.loop, (loop.lo, loop.hi), body)
-        for s in body:
-            self.statement(s, scope.inside(number, loop.axis))
+        self.statements(body, scope.inside(number, loop.axis))
+
+    def statements(self, body: Sequence[Node], scope: _Scope) -> None:
+        """Statements one after the other; those behind a loop whose last program goes on with
+        them are done by one of its programs."""
+        for at, stmt in enumerate(body):
+            self.statement(stmt, scope)
+            if stmt.op == "forall" and stmt.attr[1] == "arrive":
+                self.loops.append(Loop("", LAST, scope.loop, *stmt.src[:2], stmt.src[1]))
+                last = len(self.loops) - 1
+                self.statements(body[at + 1 :], replace(scope, loop=last, within=(last,)))
+                return
 
     def store(self, stmt: Node, scope: _Scope) -> None:
         handle, value, *rest = stmt.src
@@ -252,7 +264,7 @@ class _Walker:
         own = node.attr[0] if node.op == "fold" else None
         loops = {scope.axes[a] for a, _ in node.free if a in scope.axes and a != own}
         loops |= {scope.states[c] for c in node.carries if c in scope.states}
-        return tuple(sorted({self.root, *loops}))
+        return tuple(sorted({self.root, *scope.within, *loops}))
 
     def home(self, node: Node, scope: _Scope) -> int:
         """The innermost loop that the node depends on: where it is made, or hoisted to."""
@@ -312,7 +324,8 @@ class _Walker:
         dims, masked = node.attr
         starts = node.src[1 : 1 + len(dims)]
         shared = node in self.fed
-        staged = shared and self.loops[home].kind == "fold"
+        # Parts are fetched ahead, too: their merge does nothing but read.
+        staged = (shared or bool(scope.within)) and self.loops[home].kind == "fold"
         if staged:
             self.fetched.add(home)
         needs = self.needs(node, scope)

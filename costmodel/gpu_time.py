@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from autosched.costmodel.columns import Column
+from autosched.costmodel.gpu_structure import LAST
 from autosched.costmodel.gpu_view import Facts, View
 
+# Stores on their way to the second level, and the count of arrivals there and back.
+ARRIVAL_LOADS = 3.0
 SPILL_MOVES = 4.0  # loads and stores of a spilled register in each step, beyond the first level
 
 
@@ -75,8 +78,9 @@ def chain_cycles(view: View) -> Column:
             looped = view.counts[chain.loop] != 1.0
             step = np.where(looped, np.maximum(step + r.wait_cycles, ahead), step)
             total = total + first
-        total = total + step * view.iterations[chain.loop]
-    return total
+        total = total + step * view.iterations[chain.loop] * view.alone(chain.loop)
+    merges = sum(view.mine(n) for n, x in enumerate(view.structure.loops) if x.kind == LAST)
+    return total + merges * ARRIVAL_LOADS * r.load_cycles
 
 
 def _staged_bytes(view: View, loop: int) -> Column:

@@ -9,7 +9,7 @@ import numpy as np
 from autosched.costmodel.columns import Column, Columns, trips
 from autosched.costmodel.gpu_machine import gpu_rates
 from autosched.costmodel.gpu_memory import Moved, Reach, moved
-from autosched.costmodel.gpu_structure import GpuKernel, GpuStructure
+from autosched.costmodel.gpu_structure import LAST, GpuKernel, GpuStructure
 from autosched.ir.target import Target
 
 Facts = dict[str, Column]
@@ -76,7 +76,15 @@ class View:
 
     def steps(self, loop: int) -> bool:
         """Whether a program runs the loop step by step."""
-        return self.structure.loops[loop].kind in ("fold", "serial")
+        return self.structure.loops[loop].kind in ("fold", "serial", LAST)
+
+    def alone(self, loop: int) -> Column:
+        """Of how many programs one does what is inside the loop."""
+        share: Column = 1.0
+        for n in self.structure.chain(loop):
+            if self.structure.loops[n].kind == LAST:
+                share = share / self.counts[n]
+        return share
 
     def longest_loop(self) -> Column:
         """Trips of the loop that has most."""

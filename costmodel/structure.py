@@ -29,8 +29,9 @@ Sizes = tuple[Extent, ...]  # their product is meant
 class Loop:
     """A loop of the emitted code; `parent` is its number in the Structure, -1 for a region.
 
-    kind: "region" (a top-level statement, one trip), "grid", "serial" or "fold". extent is the
-    bound that stands in for `hi` where bounds are loaded values.
+    kind: "region" (a top-level statement, one trip), "grid", "serial", "fold", or "last" (what one
+    of the programs of a grid loop does). extent is the bound that stands in for `hi` where bounds
+    are loaded values, and the number of those programs.
     """
 
     axis: str
