@@ -51,6 +51,8 @@ def columns(w: Tensor, facts: Facts) -> Tensor:
 
 def gemm(t: Tensors, facts: Facts) -> Call:
     """torch.mm."""
+    if facts["family"] != "gemm":
+        raise ValueError("a product alone is not what this row computes")
     return functools.partial(torch.mm, t["x"], columns(t["w"], facts))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,7 +31,6 @@ from autosched.tools.suite_race import Plan, race
 
 Call = Callable[[], torch.Tensor]
 SCALES = (0.125, 8.0)  # of the data, besides 1: sums and exponents of another size
-CHECK_S = 10.0  # of references at other scales, together: large ones are checked at one alone
 LOST = ("CUDA error", "illegal memory access", "device-side assert")
 REASON_CHARS = 300
 
@@ -38,7 +38,8 @@ REASON_CHARS = 300
 @functools.lru_cache(maxsize=1)
 def _peers(folder: str, seed: int, device: str) -> dict[str, Call]:
     """The peers made so far for the task at hand, by name."""
-    torch.compiler.reset()  # what was compiled for the last task
+    if "torch._dynamo" in sys.modules:  # loading it takes seconds, and most rows compile nothing
+        torch.compiler.reset()  # what was compiled for the last task
     return {}
 
 
@@ -90,9 +91,11 @@ def _refusal(error: Exception) -> str:
 def run_race(
     folder: str, facts: Mapping[str, Any], ours: Sequence[Mapping[str, Any]],
     peers: Sequence[str], seed: int, *, device: str = "cuda", launcher: str = "cubin",
-    rounds: int = 15, visit_s: float = 0.01, cold_rounds: int = 7,
+    rounds: int = 15, scaled: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Checks and races at most one build of ours ({"entry", "bound"}) and peers made before.
+
+    scaled: also on data of other scales.
 
     Returns {"ours": result or None, "peers": {name: result}, "refused": {name: why}, "scales":
     of the data checked on, "pairs": let through by the mask}; a result is Times as JSON with
@@ -113,14 +116,15 @@ def run_race(
         bounds = [str(o["bound"]) if o["bound"] else None for o in ours]
         builds = [stack.enter_context(opened(task, o["entry"], launcher)) for o in ours]
         made = list(zip(builds, bounds, strict=True))
-        errors, mine, scales = _checked(folder, task, made, calls, refused, seed)
+        scales = (*(SCALES if scaled else ()), 1.0)
+        errors, mine = _checked(folder, task, made, calls, refused, seed, scales)
         timed = {name: call for name, call in calls.items() if name not in refused}
         runs = [*(b.run for b in builds), *timed.values()]
-        times = race(runs, Plan(rounds, visit_s, cold_rounds), device) if runs else []
+        times = race(runs, Plan(rounds), device) if runs else []
     results = [t.to_json() for t in times]
     first = {**results.pop(0), "rel_l2": mine} if builds else None
     return {
-        "ours": first, "refused": refused, "scales": scales,
+        "ours": first, "refused": refused, "scales": list(scales),
         "peers": {n: {**r, "rel_l2": errors[n]} for n, r in zip(timed, results, strict=True)},
         "pairs": _pairs(task, facts), "torch": torch.__version__,
     }  # fmt: skip
@@ -128,19 +132,17 @@ def run_race(
 
 def _checked(
     folder: str, task: GpuTask, builds: Sequence[tuple[Bound, str | None]],
-    calls: Mapping[str, Call], refused: dict[str, str], seed: int,
-) -> tuple[dict[str, float], float, list[float]]:  # fmt: skip
+    calls: Mapping[str, Call], refused: dict[str, str], seed: int, scales: Sequence[float],
+) -> tuple[dict[str, float], float]:  # fmt: skip
     """Worst errors of the peers and of ours over the scales; who is wrong goes to `refused`.
 
     The tensors of the task stay where they are and take on other values; at the end their own.
     """
     own = {name: x.clone() for name, x in task.inputs.items()}
     errors = dict.fromkeys(calls, 0.0)
-    worst, seen, begun = 0.0, [], time.perf_counter()
+    worst = 0.0
     try:
-        for scale in (*SCALES, 1.0):
-            if scale != 1.0 and time.perf_counter() - begun > CHECK_S:
-                continue
+        for scale in scales:
             at = task if scale == 1.0 else _rescaled(folder, task, seed, scale)
             _fill(task, own if scale == 1.0 else at.inputs)
             worst = max([worst, *(verify(b, at, bound) for b, bound in builds)])
@@ -151,12 +153,11 @@ def _checked(
                 errors[name] = max(errors[name], found.rel_l2)
                 if not found.ok:
                     refused.setdefault(name, f"wrong: {found.reason}")
-            seen.append(scale)
     except JobFailure as failure:
         raise JobFailure(failure.status, f"data x {scale:g}: {failure.reason}") from failure
     finally:
         _fill(task, own)
-    return errors, worst, sorted(seen)
+    return errors, worst
 
 
 def _rescaled(folder: str, task: GpuTask, seed: int, scale: float) -> GpuTask:

@@ -44,7 +44,7 @@ def geometric_mean(values: Sequence[float]) -> float | None:
     return math.exp(sum(map(math.log, values)) / len(values)) if values else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """A row of `rows.jsonl`: what `suite_bench` writes once the row is done."""
 
@@ -83,13 +83,14 @@ class Result:
 
     def ratio(self, wanted: str) -> Ratio | None:
         name = self.against(wanted)
-        if name is None or self.ours is None:
-            return None
+        if name is None or self.ours is None or self.ours["how"] == "host":
+            return None  # a host's clock says nothing of kernels
         return ratio(self.peers[name]["warm_us"], self.ours["warm_us"])
 
-    def rate(self, ceilings: Mapping[str, float]) -> tuple[str, float | None]:
-        """TFLOP/s or TB/s, whichever ceiling of this run is the nearer one, and the share of it
+    def rate(self) -> tuple[str, float | None]:
+        """TFLOP/s or TB/s, whichever ceiling of its run is the nearer one, and the share of it
         that was reached; ("", None) without a time."""
+        ceilings: Mapping[str, float] = self.data.get("ceilings", {})
         us, row = self.us(), self.data["row"]
         if us is None:
             return "", None
@@ -175,12 +176,11 @@ def short_table(suite: Suite, results: Sequence[Result]) -> str:
 
 def document(suite: Suite, results: Sequence[Result], facts: Json) -> str:
     """The whole report. facts: command, when, device, versions, ceilings, protocol."""
-    ceilings = facts.get("ceilings", {})
     parts = [f"# {suite.title}", _preface(facts), short_table(suite, results)]
     for group in suite.groups.values():
         mine = [r for r in results if r.group == group.name]
         if mine:
-            parts += [f"## {group.title}", _group_table(group, mine, ceilings)]
+            parts += [f"## {group.title}", _group_table(mine)]
     missing = [(label(r), n, w) for r in results for n, w in r.refused()]
     if missing:
         parts += ["## Peers without a time, and why", table(("row", "peer", "why"), missing)]
@@ -213,21 +213,20 @@ def _preface(facts: Json) -> str:
 _BOUNDS_SHOWN = ("float32", "bfloat16")
 
 
-def _group_table(group: Group, results: Sequence[Result], ceilings: Mapping[str, float]) -> str:
+def _group_table(results: Sequence[Result]) -> str:
     names = [n for n in PEERS if any(n in r.data["row"]["peers"] for r in results)]
     tuned = [n for n in names if PEERS[n].kind is Kind.TUNED]
     heads = ("row", "ours µs", "cold µs", "rate", "of ceiling", *names, "error", "by",
              *(["search s"] if any(r.data.get("ours_s") for r in results) else []),
              *(f"{n} s" for n in tuned))  # fmt: skip
     searched = "search s" in heads
-    return table(heads, [_cells(r, names, tuned, ceilings, searched) for r in results])
+    return table(heads, [_cells(r, names, tuned, searched) for r in results])
 
 
 def _cells(
-    r: Result, names: Sequence[str], tuned: Sequence[str], ceilings: Mapping[str, float],
-    searched: bool,
-) -> tuple[str, ...]:  # fmt: skip
-    rate, share = r.rate(ceilings)
+    r: Result, names: Sequence[str], tuned: Sequence[str], searched: bool
+) -> tuple[str, ...]:
+    rate, share = r.rate()
     ours = r.ours or {}
     return (
         label(r), _number(r.us(), ".1f") + _how(ours), _number(r.us("cold_us"), ".1f"), rate,
@@ -244,8 +243,7 @@ def _peer_cell(r: Result, name: str) -> str:
     if name not in r.peers:
         return "none"
     found, us = r.ratio(name), r.peer_us(name)
-    how = _how(r.peers[name])
-    return f"{us:.1f} µs{how}" if found is None else f"{found}{how}"
+    return (f"{us:.1f} µs" if found is None else str(found)) + _how(r.peers[name])
 
 
 def _how(runner: Json) -> str:
