@@ -44,18 +44,23 @@ OWNERS: dict[str, set[str]] = {
     "onnxruntime": {"codegen/runtime/island.py", "tools/peers.py", "tools/sides.py"},
     "torch": {
         "ir/frontend/torch.py", "codegen/runtime/torch_op.py", "tools/export_examples.py",
-        "tools/peers.py", "tools/gpu_peers.py", "codegen/runtime/launch.py", "codegen/cubin.py",
-        "codegen/runtime/gpu.py",
+        "tools/peers.py", "tools/gpu_peers.py", "tools/gpu_peers_library.py",
+        "tools/gpu_peers_flex.py", "tools/gpu_peers_inductor.py", "tools/gpu_peers_helion.py",
+        "tools/gpu_peers_masks.py", "tools/suite_jobs.py", "tools/suite_race.py",
+        "codegen/runtime/launch.py", "codegen/cubin.py", "codegen/runtime/gpu.py",
         "codegen/gpu_check.py", "codegen/gpu_jobs.py", "codegen/gpu_task.py",
         "codegen/gpu_timing.py", "codegen/torch_arrays.py", "codegen/torch_gather.py",
         "codegen/torch_types.py", "tools/triton_interpreter.py", "tools/triton_mended.py",
     },
     "iree": {"ir/mlir.py"},
+    "helion": {"tools/gpu_peers_helion.py"},
     "triton": {
         "codegen/triton_build.py", "codegen/runtime/gpu.py", "codegen/runtime/launch.py",
         "tools/triton_interpreter.py", "tools/triton_mended.py",
     },
-    "ml_dtypes": {"ir/arrays.py", "codegen/runtime/arrays.py", "tools/verify.py"},
+    "ml_dtypes": {
+        "ir/arrays.py", "ir/frontend/torch.py", "codegen/runtime/arrays.py", "tools/verify.py",
+    },
 }
 # Heavy or optional: these may be imported where they are needed, inside a function.
 # (resource is not there on Windows.)

@@ -1,7 +1,7 @@
-"""ONNX nodes as plain records in, a `ModelGraph` out: the walk over a model.
+"""A model's nodes as plain records in, a `ModelGraph` out: the walk over a model.
 
-What only the onnx package can do (evaluate one node on constants, infer a type, write a model)
-comes in through `Foreign`; everything else is here and knows no protobuf.
+What only the package that read the model can do (evaluate one node on constants, infer a type,
+write a model) comes in through `Foreign`; everything else is here and knows no file format.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from autosched.ir.frontend.call import Call, Result, Unsupported, Value
+from autosched.ir.frontend.call import Call, Result, Row, Unsupported, Value
 from autosched.ir.frontend.coverage import flops
 from autosched.ir.frontend.islands import Levels, boundary, group
 from autosched.ir.frontend.literal import Array, Literals
@@ -37,7 +37,7 @@ RANDOM = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class OpNode:
-    """One ONNX node. since: the version of its operator's definition, 0 where there is none;
+    """One node. since: the version of its operator's definition, 0 where there is none;
     captured: outer values that its subgraphs read; bodies: those subgraphs, by attribute;
     source: the node as its reader knows it."""
 
@@ -86,6 +86,10 @@ class Foreign(Protocol):
     def infer(self, node: OpNode, operands: Mapping[str, Value]) -> list[TensorType | None]:
         """Type and shape of each output, as far as they are known."""
 
+    def allow(self, left: Sequence[tuple[OpNode, str]]) -> None:
+        """Looks at the nodes that no row covers, each with the reason, before they become
+        islands. Raises: ModelError where they can't."""
+
     def write_model(
         self,
         nodes: Sequence[OpNode],
@@ -93,17 +97,19 @@ class Foreign(Protocol):
         outputs: Sequence[str],
         constants: Mapping[str, Array],
     ) -> bytes:
-        """A serialised model of these nodes."""
+        """A serialised ONNX model of these nodes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A model as its reader delivers it: nodes in an order in which they can run."""
+    """A model as its reader delivers it: nodes in an order in which they can run, and the
+    table of the operators that they name."""
 
     inputs: tuple[tuple[str, TensorType, tuple[str, ...]], ...]  # the last: symbols, "" for none
     outputs: tuple[str, ...]
     constants: Mapping[str, Array]
     nodes: tuple[OpNode, ...]
+    table: Mapping[str, Row] = field(default_factory=lambda: TABLE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +125,7 @@ class _Left:
 @dataclass(eq=False)
 class _Walk:
     foreign: Foreign
+    table: Mapping[str, Row]
     names: Names = field(default_factory=Names)
     env: dict[str, Value] = field(default_factory=dict)
     levels: Levels = field(default_factory=Levels)
@@ -164,7 +171,14 @@ class _Walk:
             folded = self.foreign.fold(node, [v.known if v else None for v in operands])
             if folded is not None:
                 return folded
-        results = self._built(node, operands, env)
+        try:
+            results = self._built(node, operands, env)
+        except Unsupported:
+            arrays = [v.known if v else None for v in operands]
+            folded = self.foreign.fold(node, arrays) if constant else None
+            if folded is None:
+                raise
+            return folded
         if not constant or any(isinstance(r, np.ndarray) for r in results):
             return results
         if sum(math.prod(r.shape) for r in results if r is not None) > FOLD_ELEMENTS:
@@ -172,15 +186,14 @@ class _Walk:
         folded = self.foreign.fold(node, [v.known if v else None for v in operands])
         return results if folded is None else folded
 
-    @staticmethod
-    def _has_row(node: OpNode) -> bool:
-        row = TABLE.get(node.op)
+    def _has_row(self, node: OpNode) -> bool:
+        row = self.table.get(node.op)
         return row is not None and not node.domain and node.since in row.since
 
     def _built(
         self, node: OpNode, operands: tuple[Value | None, ...], env: Mapping[str, Value]
     ) -> Sequence[Result]:
-        row = TABLE.get(node.op)
+        row = self.table.get(node.op)
         if node.domain or row is None:
             raise Unsupported("not in the operator table")
         if node.since not in row.since:
@@ -330,7 +343,7 @@ def _estimate(node: OpNode, env: Mapping[str, Value], types: Sequence[TensorType
 
 def build_graph(source: Source, foreign: Foreign) -> ModelGraph:
     """The model as one algebra DAG; nodes that no row of the table covers become islands."""
-    state = _Walk(foreign)
+    state = _Walk(foreign, source.table)
     inputs = []
     symbols: dict[str, str] = {}
     for name, kind, dims in source.inputs:
@@ -349,6 +362,7 @@ def build_graph(source: Source, foreign: Foreign) -> ModelGraph:
         state.env[name] = _constant(name, array)
     for op in source.nodes:
         state.visit(op)
+    foreign.allow([(x.node, x.reason) for x in state.left])
     for name in source.outputs:
         if name not in state.env:
             raise ModelError(f"nothing makes the output {name!r}: the file is damaged")

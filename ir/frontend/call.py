@@ -1,4 +1,4 @@
-"""What a row of the operator table is, and what its builder gets to see of one ONNX node."""
+"""What a row of an operator table is, and what its builder gets to see of one node."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """One ONNX value. known: its elements, where they are constants that take part in folding;
-    tensor: the expression for it; stored: the elements of a weight; source: the `input` node
-    through which it enters. With none of them only onnxruntime knows it."""
+    """One value of a model. known: its elements, where they are constants that take part in
+    folding; tensor: the expression for it; stored: the elements of a weight; source: the `input`
+    node through which it enters. With none of them only onnxruntime knows it."""
 
     name: str
     known: Array | None = None
@@ -53,7 +53,7 @@ Result: TypeAlias = "Tensor | Array | None"
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One ONNX node with its operands; `since` is the version of its operator's definition.
+    """One node with its operands; `since` is the version of its operator's definition.
 
     bodies: what each graph among its attributes makes of operands.
     """

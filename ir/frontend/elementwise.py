@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from autosched.ir.extent import simplify
 from autosched.ir.frontend.call import Call, Row, Unsupported, wide
@@ -42,16 +43,16 @@ def _precise(formula: Callable[[Call, Node], Node]) -> Callable[[Call], Tensor]:
     return build
 
 
-def _compare(name: str) -> Callable[[Call], Tensor]:
+def compared(name: str, a: Node, b: Node) -> Node:
     """Comparisons of coordinates stay in int32, so that rules can read a mask's borders."""
+    i, j = as_index(a), as_index(b)
+    if i is not None and j is not None:
+        return simplify(map_(name, i, j))
+    return map_(name, a, b)
 
-    def formula(a: Node, b: Node) -> Node:
-        i, j = as_index(a), as_index(b)
-        if i is not None and j is not None:
-            return simplify(map_(name, i, j))
-        return map_(name, a, b)
 
-    return lambda call: joined(call, formula, call.x(0), call.x(1))
+def _compare(name: str) -> Callable[[Call], Tensor]:
+    return lambda call: joined(call, partial(compared, name), call.x(0), call.x(1))
 
 
 def _variadic(name: str, mean: bool = False) -> Callable[[Call], Tensor]:

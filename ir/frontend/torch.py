@@ -1,0 +1,474 @@
+"""A torch.export program in, a `ModelGraph` out: the only file of the compiler that imports torch.
+
+A module is exported with fixed shapes, its graph is made functional, and operators without a row
+in the ATen table are replaced by what torch defines them by, as long as there is such a definition.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
+from torch.utils import _pytree as pytree
+
+from autosched.ir.frontend.aten import SINCE, Ref
+from autosched.ir.frontend.aten_table import SAME, TABLE
+from autosched.ir.frontend.build import OpNode, Source, TensorType, build_graph
+from autosched.ir.frontend.call import Value
+from autosched.ir.frontend.exported import (
+    digest,
+    export_failure,
+    leaf,
+    op_name,
+    place,
+    quietly,
+    refusal,
+    result_names,
+    tree,
+)
+from autosched.ir.frontend.literal import Array
+from autosched.ir.graph import ModelError, ModelGraph
+
+DTYPES: dict[torch.dtype, str] = {
+    getattr(torch, name): name
+    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8",
+                 "uint64", "uint32", "uint16", "uint8", "bool")
+}  # fmt: skip
+ROUNDS = 6  # of replacing operators by their definitions
+_KEPT_CALLS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")  # only their graphs matter
+
+
+@dataclass(frozen=True, eq=False)
+class TorchModel:
+    """A program as the compiler has it.
+
+    call: how the module is called, as plain JSON: the trees of its arguments and of its result,
+    whose leaves name inputs and outputs of the graph (see codegen.runtime.face).
+    digest: of graph and weights; program: functional, with the operators that the graph was made
+    of, whose nodes are called as values of the graph are.
+    """
+
+    name: str
+    graph: ModelGraph
+    call: Mapping[str, Any]
+    digest: str
+    program: ExportedProgram = field(repr=False)
+
+
+def import_module(
+    module: torch.nn.Module | ExportedProgram, inputs: Sequence[Any] | None = None,
+    keywords: Mapping[str, Any] | None = None, name: str = "",
+) -> TorchModel:  # fmt: skip
+    """A module or a program as one algebra DAG.
+
+    Args: inputs, keywords: what the module is called with; of a program only needed where its
+        shapes are free.
+    Raises: ModelError for what can't be used, with the cause and the way out.
+    """
+    if isinstance(module, ExportedProgram):
+        name = name or "exported program"
+        program, parameters = _fixed(module, inputs, keywords, name), _positions(module)
+    elif isinstance(module, torch.nn.Module):
+        name = name or type(module).__name__
+        program = _exported(module, inputs, keywords, name)
+        parameters = _parameters(module)
+    else:
+        raise ModelError(
+            f"a model is an ONNX file, a torch.nn.Module or a torch.export.ExportedProgram, "
+            f"not {type(module).__name__}"
+        )
+    program = _functional(program, name)
+    reading = _Reading(program, name)
+    source = reading.source()
+    graph = build_graph(source, _TorchPackage(name))
+    call = {"parameters": parameters, **reading.call()}
+    return TorchModel(name, graph, call, digest(source), program)
+
+
+# ---- exporting ---------------------------------------------------------------------------------
+
+
+def _exported(
+    module: torch.nn.Module, inputs: Sequence[Any] | None, keywords: Mapping[str, Any] | None,
+    name: str,
+) -> ExportedProgram:  # fmt: skip
+    if inputs is None and not keywords:
+        raise ModelError(
+            f"{name} needs example inputs, since kernels are tuned for shapes: "
+            "autosched.tune(module, (x, mask), ...) with the arguments of a call"
+        )
+    given = () if inputs is None else inputs
+    if isinstance(given, torch.Tensor):
+        given = (given,)
+    if not isinstance(given, (tuple, list)):
+        raise ModelError(
+            f"the example inputs of {name} must be a tuple of its arguments, not "
+            f"{type(given).__name__}; keyword arguments go into example_kwargs"
+        )
+    try:
+        with torch.no_grad(), quietly():
+            return torch.export.export(module, tuple(given), dict(keywords or {}), strict=False)
+    except Exception as error:  # torch's errors of tracing share no base class
+        raise ModelError(export_failure(name, error)) from error
+
+
+def _fixed(
+    program: ExportedProgram, inputs: Sequence[Any] | None, keywords: Mapping[str, Any] | None,
+    name: str,
+) -> ExportedProgram:  # fmt: skip
+    """The program with sizes for all dimensions."""
+    free = [n.name for n in program.graph.nodes if n.op == "placeholder" and _is_free(n)]
+    if not free:
+        return program
+    if inputs is None and not keywords:
+        raise ModelError(
+            f"the input {free[0]!r} of {name} has dimensions without a size, and kernels are tuned "
+            "for sizes: give example inputs, or export without dynamic_shapes"
+        )
+    return _exported(program.module(), inputs, keywords, name)
+
+
+def _is_free(node: torch.fx.Node) -> bool:
+    value = node.meta.get("val")
+    if isinstance(value, torch.SymInt):
+        return True
+    return isinstance(value, torch.Tensor) and not all(type(s) is int for s in value.shape)
+
+
+def _functional(program: ExportedProgram, name: str) -> ExportedProgram:
+    """The program without in-place operators, and with operators of the table where torch can
+    define others by them."""
+    try:
+        with torch.no_grad(), quietly():
+            program = program.run_decompositions({})
+            known = torch.export.default_decompositions()
+            for _ in range(ROUNDS):
+                lacking = {t for t in _targets(program) if op_name(t) not in TABLE}
+                defined = {t: known[t] for t in lacking if t in known}
+                if not defined:
+                    break
+                program = program.run_decompositions(defined)
+    except Exception as error:  # torch's errors of tracing share no base class
+        raise ModelError(export_failure(name, error)) from error
+    return program
+
+
+def _targets(program: ExportedProgram) -> set[Any]:
+    return {
+        node.target
+        for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)
+        for node in module.graph.nodes
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+        and not _is_random(node.target)
+    }  # fmt: skip
+
+
+def _is_random(target: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+
+
+# ---- arrays and types --------------------------------------------------------------------------
+
+
+def to_array(tensor: torch.Tensor) -> Array:
+    """A tensor's elements, in its own memory where that is dense and on the CPU."""
+    dense = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
+    if dense.dtype == torch.bfloat16:
+        return dense.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return dense.numpy()
+
+
+def to_tensor(array: Array) -> torch.Tensor:
+    """An array as a tensor of the same type, in memory of its own."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array))
+
+
+def _type_of(value: Any, where: str) -> TensorType:
+    if value.dtype not in DTYPES:
+        raise ModelError(
+            f"{where} is of type {value.dtype}; tensors must be of {', '.join(DTYPES.values())}"
+        )
+    if not all(type(size) is int for size in value.shape):
+        raise ModelError(
+            f"{where} has a size that depends on the values of tensors, and kernels are tuned for "
+            "sizes; write that with torch.where or masks, or tune the parts before and after it"
+        )
+    return TensorType(DTYPES[value.dtype], tuple(value.shape))
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Reading:
+    """The graph of a program as the walk wants it."""
+
+    program: ExportedProgram
+    name: str
+    inputs: list[tuple[str, TensorType, tuple[str, ...]]] = field(default_factory=list)
+    constants: dict[str, Array] = field(default_factory=dict)
+    nodes: list[OpNode] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    _leaves: list[str | None] = field(default_factory=list)  # outputs, None for plain values
+
+    def source(self) -> Source:
+        self._check_writes()
+        values: dict[torch.fx.Node, str] = {}
+        names = {node.name for node in self.program.graph.nodes}
+        specs = self.program.graph_signature.input_specs
+        for node, spec in zip(self.program.graph.find_nodes(op="placeholder"), specs, strict=True):
+            if not isinstance(spec.arg, TensorArgument):
+                continue
+            kind = _type_of(node.meta["val"], f"{spec.target or node.name!r} of {self.name}")
+            if spec.kind == InputKind.USER_INPUT:
+                values[node] = node.name
+                self.inputs.append((node.name, kind, ("",) * len(kind.shape)))
+            else:
+                label = str(spec.target)
+                values[node] = label if label not in names else node.name
+                self.constants[values[node]] = to_array(self._stored(str(spec.target)))
+        made = self._visit(self.program.graph_module, values, "")
+        self._leaves = self._result_names()
+        for name, value in zip(self._leaves, made, strict=True):
+            if name is not None:
+                self._add(SAME, [value], [name], {}, None)
+        return Source(
+            tuple(self.inputs), tuple(self.outputs), self.constants, tuple(self.nodes), TABLE
+        )
+
+    def _stored(self, target: str) -> torch.Tensor:
+        found = self.program.state_dict.get(target)
+        found = self.program.constants.get(target) if found is None else found
+        if not isinstance(found, torch.Tensor):
+            raise ModelError(f"{self.name} lacks the value of {target!r}: export it again")
+        return found
+
+    def _check_writes(self) -> None:
+        """A package computes a function: what the module would keep must be a result."""
+        for spec in self.program.graph_signature.output_specs:
+            if spec.kind not in (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT):
+                what = spec.target or "an input"
+                raise ModelError(
+                    f"{self.name} writes to {what!r} when it is called, and kernels only compute "
+                    "results: in training mode call module.eval() first; else return the new "
+                    "value as an output, and pass the old one as an input"
+                )
+
+    # ---- nodes --------------------------------------------------------------------------------
+
+    def _visit(
+        self, module: torch.fx.GraphModule, values: dict[torch.fx.Node, str], scope: str
+    ) -> list[Any]:
+        """Reads the nodes of a graph; the names of what it returns, None for no tensor."""
+        parts: dict[torch.fx.Node, list[str]] = {}
+        for node in module.graph.nodes:
+            if node.op == "call_function" and node.users:  # others check sizes and types
+                self._call(module, node, values, parts, scope)
+        (returned,) = module.graph.output_node().args
+        assert isinstance(returned, (tuple, list))
+        return [values.get(v) if isinstance(v, torch.fx.Node) else None for v in returned]
+
+    def _call(
+        self, module: torch.fx.GraphModule, node: torch.fx.Node,
+        values: dict[torch.fx.Node, str], parts: dict[torch.fx.Node, list[str]], scope: str,
+    ) -> None:  # fmt: skip
+        label = op_name(node.target)
+        if label == "getitem":
+            whole, index = node.args
+            assert isinstance(whole, torch.fx.Node) and isinstance(index, int)
+            values[node] = parts[whole][index]
+            return
+        if label in _KEPT_CALLS:
+            parts[node] = self._inlined(module, node, values, f"{scope}{node.name}/")
+            return
+        found = node.meta.get("val")
+        several = isinstance(found, (tuple, list))
+        results = list(found) if isinstance(found, (tuple, list)) else [found]
+        if not isinstance(node.target, torch._ops.OpOverload) or not all(
+            r is None or isinstance(r, torch.Tensor) for r in results
+        ):
+            raise ModelError(refusal(self.name, [(node, "yields no tensors")]))
+        where = f"the result of {label}{place(node)}"
+        out = tuple(_type_of(r, where) for r in results if r is not None)
+        names = [f"{scope}{node.name}:{n}" if several else f"{scope}{node.name}"
+                 for n in range(len(results))]  # fmt: skip
+        if several:
+            parts[node] = names
+            used = {user.args[1] for user in node.users if op_name(user.target) == "getitem"}
+        else:
+            values[node] = names[0]
+            used = {0}
+        reads: list[str] = []
+        args = [_argument(a, values, reads) for a in _arguments(node)]
+        attrs = {"args": args, "out": out, "common": _common(node), "used": used}
+        self._add(label, reads, names, attrs, node)
+
+    def _add(self, op: str, reads: list[str], names: list[str], attrs: Mapping[str, Any],
+             node: torch.fx.Node | None) -> None:  # fmt: skip
+        self.nodes.append(
+            OpNode(names[0], op, "", SINCE, tuple(reads), tuple(names), attrs, source=node)
+        )
+
+    def _inlined(
+        self, module: torch.fx.GraphModule, node: torch.fx.Node,
+        values: dict[torch.fx.Node, str], scope: str,
+    ) -> list[Any]:  # fmt: skip
+        """The nodes of a graph that is called under another mode of gradients or of casts."""
+        at = next(n for n, a in enumerate(node.args) if isinstance(a, torch.fx.Node))
+        flags, called, given = node.args[:at], node.args[at], node.args[at + 1 :]
+        if op_name(node.target) == "wrap_with_autocast" and flags[2] is not False:
+            why = "casts by autocast inside the module; give it one type before exporting"
+            raise ModelError(refusal(self.name, [(node, why)]))
+        assert isinstance(called, torch.fx.Node)
+        inner = getattr(module, str(called.target))
+        places = inner.graph.find_nodes(op="placeholder")
+        own = {p: values[g] for p, g in zip(places, given, strict=True)
+               if isinstance(g, torch.fx.Node)}  # fmt: skip
+        return self._visit(inner, own, scope)
+
+    # ---- how it is called ---------------------------------------------------------------------
+
+    def _result_names(self) -> list[str | None]:
+        """A name for each result that is a tensor; None for the others."""
+        spec = self.program.call_spec.out_spec
+        leaves = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+        paths, _ = pytree.tree_flatten_with_path(leaves)
+        tensors = [isinstance(s.arg, TensorArgument)
+                   for s in self.program.graph_signature.output_specs]  # fmt: skip
+        taken = {name for name, _, _ in self.inputs} | {n for x in self.nodes for n in x.outputs}
+        self.outputs = result_names([p for (p, _), t in zip(paths, tensors, strict=True) if t],
+                                    taken)  # fmt: skip
+        names = iter(self.outputs)
+        return [next(names) if t else None for t in tensors]
+
+    def call(self) -> dict[str, Any]:
+        """The trees of arguments and result, as plain JSON."""
+        signature, spec = self.program.graph_signature, self.program.call_spec
+        given = [
+            leaf(s.arg, s.arg.name if isinstance(s.arg, TensorArgument) else None, self.name)
+            for s in signature.input_specs if s.kind == InputKind.USER_INPUT
+        ]  # fmt: skip
+        made = [leaf(s.arg, name, self.name)
+                for s, name in zip(signature.output_specs, self._leaves, strict=True)]
+        args, kwargs = pytree.tree_unflatten(given, spec.in_spec)
+        result = pytree.tree_unflatten(made, spec.out_spec)
+        return {
+            "args": [tree(x, self.name) for x in args],
+            "kwargs": {k: tree(x, self.name) for k, x in kwargs.items()},
+            "result": tree(result, self.name),
+        }
+
+
+def _arguments(node: torch.fx.Node) -> Iterator[Any]:
+    """Every argument of a call in the schema's order, defaults filled in."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    given = list(node.args)
+    for n, argument in enumerate(node.target._schema.arguments):
+        if not argument.kwarg_only and n < len(given):
+            yield given[n]
+        elif argument.name in node.kwargs:
+            yield node.kwargs[argument.name]
+        else:
+            yield argument.default_value if argument.has_default_value() else None
+
+
+def _argument(value: Any, values: Mapping[torch.fx.Node, str], reads: list[str]) -> Any:
+    """An argument with its tensors as numbers of operands, which are added to `reads`."""
+    if isinstance(value, torch.fx.Node):
+        reads.append(values[value])
+        return Ref(len(reads) - 1)
+    if isinstance(value, (list, tuple)):
+        return [_argument(v, values, reads) for v in value]
+    return value
+
+
+def _common(node: torch.fx.Node) -> str:
+    """The type in which the first two operands meet."""
+    both: list[Any] = [a.meta["val"] if isinstance(a, torch.fx.Node) else a for a in node.args[:2]]
+    fit = all(isinstance(b, (torch.Tensor, bool, int, float)) for b in both)
+    if len(both) < 2 or not fit or not any(isinstance(b, torch.Tensor) for b in both):
+        return ""
+    return DTYPES.get(torch.result_type(*both), "")
+
+
+def _parameters(module: torch.nn.Module) -> list[str]:
+    """The names under which positional arguments may be given too."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    found = inspect.signature(module.forward).parameters.values()
+    return [p.name for p in found if p.kind in kinds]
+
+
+def _positions(program: ExportedProgram) -> list[str]:
+    """The same of a program, as far as its inputs tell."""
+    args = pytree.tree_unflatten(
+        [s.arg for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT],
+        program.call_spec.in_spec,
+    )[0]
+    return [getattr(a, "name", "") for a in args]
+
+
+# ---- what has no row ---------------------------------------------------------------------------
+
+
+class _TorchPackage:
+    """`build.Foreign` on torch, for the nodes of one program."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def fold(self, node: OpNode, operands: Sequence[Array | None]) -> list[Array] | None:
+        if node.op == SAME:
+            return [a for a in operands if a is not None]
+        if node.source is None or _is_random(node.source.target):
+            return None
+        tensors = [None if a is None else to_tensor(a) for a in operands]
+        schema = node.source.target._schema.arguments
+        values = [_filled(a, tensors) for a in node.attrs["args"]]
+        args = [v for v, s in zip(values, schema) if not s.kwarg_only]
+        kwargs = {s.name: v for v, s in zip(values, schema) if s.kwarg_only}
+        with torch.no_grad():
+            made = node.source.target(*args, **kwargs)
+        results = list(made) if isinstance(made, (tuple, list)) else [made]
+        return [to_array(r) for r in results]
+
+    def infer(self, node: OpNode, operands: Mapping[str, Value]) -> list[TensorType | None]:
+        found: list[TensorType | None] = list(node.attrs["out"])
+        return found + [None] * (len(node.outputs) - len(found))
+
+    def write_model(
+        self, nodes: Sequence[OpNode], inputs: Sequence[tuple[str, TensorType]],
+        outputs: Sequence[str], constants: Mapping[str, Array],
+    ) -> bytes:  # fmt: skip
+        raise AssertionError("programs have no islands: `allow` comes first")
+
+    def allow(self, left: Sequence[tuple[OpNode, str]]) -> None:
+        random = any(_is_random(n.source.target) for n, _ in left)
+        reasons = [
+            (n.source, "draws random numbers" if _is_random(n.source.target) else why)
+            for n, why in left
+        ]
+        if random:
+            raise ModelError(
+                refusal(self._name, reasons) + "\nRandom numbers are mostly those of dropout in "
+                "training mode: call module.eval() before exporting"
+            )
+        if left:
+            raise ModelError(refusal(self._name, reasons))
+
+
+def _filled(value: Any, tensors: Sequence[torch.Tensor | None]) -> Any:
+    """An argument with its tensors, on the CPU."""
+    if isinstance(value, Ref):
+        return tensors[value.n]
+    if isinstance(value, list):
+        return [_filled(v, tensors) for v in value]
+    return torch.device("cpu") if isinstance(value, torch.device) else value
