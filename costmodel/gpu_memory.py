@@ -188,11 +188,12 @@ def device_traffic(
     covers = _covers(structure, kernel, counts, concurrent)
     touched: list[dict[tuple[Node, bool], Column]] = []
     for cover in covers:
+        walked = {**inner, **_unions(structure, kernel, inner, cover, columns)}
         level: dict[tuple[Node, bool], Column] = {}
         for number, reach in reaches.items():
             access = structure.accesses[number]
             box = {a: columns.value(e) for a, e in access.box}
-            bytes_ = reach.bytes({**inner, **cover, **box})
+            bytes_ = reach.bytes({**walked, **cover, **box})
             key = (access.handle, access.stores)
             level[key] = np.maximum(level[key], bytes_) if key in level else bytes_
         touched.append(level)
@@ -209,6 +210,29 @@ def device_traffic(
     unique = sum(b for (_, stores), b in last.items() if not stores)
     stored = sum(b for (_, stores), b in last.items() if stores)
     return Traffic(unique, np.maximum(fetched, unique), stored, totals[0])
+
+
+def _unions(
+    structure: GpuStructure,
+    kernel: GpuKernel,
+    inner: Mapping[str, Column],
+    cover: Mapping[str, Column],
+    columns: Columns,
+) -> dict[str, Column]:
+    """Steps of loops that start elsewhere in other programs, as all programs of a cover take
+    them together: from the first start to the last end."""
+    out: dict[str, Column] = {}
+    for n, loop in enumerate(structure.loops):
+        if loop.axis not in inner or loop.loaded or structure.chain(n)[-1] != kernel.root:
+            continue
+        axes = {a for b in (loop.lo, loop.hi) for a, _ in b.free}
+        if not set(cover) & {a for a, _ in loop.lo.free}:
+            continue
+        lengths = {a: cover.get(a, inner.get(a, 1.0)) for a in axes}
+        last = {a: whole(np.floor(np.maximum(n - 1.0, 0.0))) for a, n in lengths.items()}
+        ends = columns.at(loop.hi, last) - columns.at(loop.lo, dict.fromkeys(axes, 0))
+        out[loop.axis] = np.maximum(out.get(loop.axis, inner[loop.axis]), ends)
+    return out
 
 
 def _covers(
