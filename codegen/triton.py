@@ -125,11 +125,13 @@ class _Kernel(Arrivals):
         self.combines = combines
         self.all_tensors = tensors
         self.loaded: frozenset[Node] = frozenset()
+        self.swapped = False
 
     def kernel(self, node: Node, name: str) -> tuple[str, Launch]:
         facts = {n: number(e) for n, e in {**DEFAULTS, **kernel_facts(node)}.items()}
         self.stages, self.inner = facts["stages"], facts["inner"] or facts["stages"]
         self.specialise = facts["specialise"] > 0
+        self.parts, self.swapped = facts["epilogue"], facts["swap"] > 0
         self.order = Order(facts["group"], facts["snake"] > 0)
         self.boxed = described(node, facts["descriptors"])
         used = {n.src[0] for n in walk(node) if n.op in ("load", "store")}
@@ -247,6 +249,9 @@ class _Kernel(Arrivals):
         """One order of tile axes: as stores lay them out in memory, then as dots want computed
         operands, where those agree; ties as the axes appear."""
         chains = [_stored_axes(n) for n in nodes if n.op == "store"]
+        if self.swapped:  # what stores have as rows, contractions make as columns
+            tiled = [[a for a in c if a in self.sizes] for c in chains]
+            chains = [(*c[:-2], *reversed(c[-2:])) for c in tiled]
         seen = dict.fromkeys(a for chain in chains for a in chain)
         seen |= dict.fromkeys(a for n in nodes for t in n.types for a in t.names)
         axes = [a for a in seen if a not in self.depths]

@@ -7,12 +7,14 @@ Each part is made where its loops are, so that a loop adds one scalar to a tenso
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar
 
 from autosched.codegen import triton_scalars as scalars
 from autosched.codegen.triton_boxes import (
+    ALIGNMENT,
+    MAX_INT32,
     Box,
     access_of,
     box_of,
@@ -28,8 +30,7 @@ from autosched.codegen.triton_values import number
 from autosched.ir.linear import Poly, from_poly, range_of
 from autosched.ir.node import Node
 from autosched.ir.ops import cast
-
-MAX_INT32 = 2**31 - 1
+from autosched.ir.scalar import ITEMSIZE
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Memory(Reductions):
         self.bases: dict[Node, set[str]] = {}  # scalar parts of addresses, and of which tensors
         # Loads that other addresses and masks come from: Triton pipelines them as pointers alone.
         self.steering: frozenset[Node] = frozenset()
+        self.parts = 1  # in which a box is stored
         self.boxed: frozenset[Node] = frozenset()  # loads and stores that are to be descriptors
         self.fixed: frozenset[str] = frozenset()  # loop axes that a program has one value of
         self.made_descriptors: dict[tuple[object, ...], str] = {}
@@ -256,12 +258,35 @@ class Memory(Reductions):
         handle = box.node.src[0]
         if val.literal:
             val = Val(val.text, (), handle.dtype, val.rank, True)
-        full = self.spread(val, self.ordered(box.axes))
-        text = self.permuted(full, box.axes).text
-        if len(box.axes) != len(box.block):
-            text = f"tl.reshape({text}, ({', '.join(map(str, box.block))}))"
-        name = self.descriptor(box)
-        self.scopes.line(f"{name}.store([{self._at(box)}], {text})")
+        full = self.permuted(self.spread(val, self.ordered(box.axes)), box.axes)
+        count = self.parts_of(box)
+        width = box.block[-1] // count
+        for n, text in enumerate(self.halves(full.text, full.dims, count)):
+            part = box
+            if count > 1:
+                at = (*box.coordinates[:-1], box.coordinates[-1] + n * width)
+                part = replace(box, block=(*box.block[:-1], width), coordinates=at)
+            if len(part.axes) != len(part.block):
+                text = f"tl.reshape({text}, ({', '.join(map(str, part.block))}))"
+            self.scopes.line(f"{self.descriptor(part)}.store([{self._at(part)}], {text})")
+
+    def parts_of(self, box: Box) -> int:
+        """In how many parts along its last axis a box is stored."""
+        most = box.block[-1] * ITEMSIZE[box.node.src[0].dtype] // ALIGNMENT
+        return min(self.parts, most) if len(box.axes) > 1 and box.block[-1] > 1 else 1
+
+    def halves(self, text: str, dims: tuple[str, ...], count: int, below: int = 1) -> list[str]:
+        """A tensor of these dimensions, the last one `below` times shorter, in `count` parts along
+        that one, a power of two: halves of halves."""
+        if count == 1:
+            return [text]
+        *rows, columns = (self.size(d) for d in dims)
+        shape = ", ".join(map(str, (*rows, 2, columns // below // 2)))
+        order = ", ".join(map(str, (*range(len(rows)), len(rows) + 1, len(rows))))
+        left, right = self.scopes.fresh("left"), self.scopes.fresh("right")
+        turned = f"tl.permute(tl.reshape({text}, ({shape})), ({order}))"
+        self.scopes.line(f"{left}, {right} = tl.split({turned})")
+        return [x for half in (left, right) for x in self.halves(half, dims, count // 2, below * 2)]
 
 
 def _wide(terms: Poly) -> Poly:
