@@ -19,8 +19,6 @@ from autosched.codegen.triton_helpers import HELPERS, helper_texts
 from autosched.codegen.triton_order import Order
 from autosched.codegen.triton_spec import Launch, Tensor, TritonModule
 from autosched.codegen.triton_text import (
-    ATOM,
-    MUL,
     Header,
     Names,
     Unsupported,

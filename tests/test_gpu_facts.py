@@ -175,7 +175,9 @@ def attention(program: Program, facts: dict[str, int], sketch: str = "onepass32.
     {"swap": 1}, {"descriptors": 1, "epilogue": 2, "specialise": 1}, {"inner": 4},
 ), ids=str)  # fmt: skip
 @pytest.mark.parametrize("mask", (None, programs.causal), ids=("full", "causal"))
-def test_facts_of_attention(interpreter: Interpreter, facts: dict, mask: programs.Mask | None) -> None:
+def test_facts_of_attention(
+    interpreter: Interpreter, facts: dict, mask: programs.Mask | None
+) -> None:
     program = programs.attention(2, 2, 53, 16, mask=mask)
     tile = attention(program, facts)
     arrays = draw(program, np.random.default_rng(1))
