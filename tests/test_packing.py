@@ -106,7 +106,8 @@ def test_coordinates_of_a_box_of_several_axes() -> None:
 
 
 def packed(program: Program) -> list[Sketch]:
-    return [s for s in sketches(program, SM_90) if "packed" in str(s.actions)]
+    made = [s for s in sketches(program, SM_90) if "packed" in str(s.actions)]
+    return [s for s in made if "stagger" not in s.name]  # the loops are another rule's
 
 
 @pytest.mark.parametrize("name", ["one query", "a few", "seven heads", "one key head", "views"])

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 from autosched.ir.extent import as_extent, as_node, simplify
 from autosched.ir.follows import conjuncts, what_follows
-from autosched.ir.linear import from_poly, poly
-from autosched.ir.node import Extent, Node, Program, replace_nodes, walk
+from autosched.ir.linear import from_poly, poly, range_of
+from autosched.ir.node import Node, Program, replace_nodes, walk
 from autosched.ir.ops import abs_, const, eq, get, map_, maximum, minimum
 from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.scalar import FLOATS
@@ -183,14 +183,24 @@ def _extreme(terms: Mapping[tuple[Node, ...], int], loops: set[str], sign: int) 
         if not tiles:
             out = out + from_poly({atoms: factor}, "int32")
             continue
-        if len(tiles) > 1 or tiles[0].op != "iota":
+        ends = _ends(tiles[0], loops) if len(tiles) == 1 else None
+        if ends is None:
             return None
-        if (factor > 0) == (sign > 0):
-            others = list(atoms)
-            others.remove(tiles[0])
-            last: Extent = tiles[0].attr[1]
-            out = out + from_poly({tuple(others): factor}, "int32") * (as_node(last) - 1)
+        others = list(atoms)
+        others.remove(tiles[0])
+        end = ends[1 if (factor > 0) == (sign > 0) else 0]
+        out = out + from_poly({tuple(others): factor}, "int32") * end
     return simplify(out)
+
+
+def _ends(at: Node, loops: set[str]) -> tuple[Node, Node] | None:
+    """The least and the greatest value over a block of an expression of its coordinates alone."""
+    if at.op == "iota":
+        return as_node(0), as_node(at.attr[1]) - 1
+    lo, hi = range_of(at)
+    if lo is None or hi is None or any(a in loops for a, _ in at.free):
+        return None
+    return as_node(lo), as_node(hi)
 
 
 # ---- what a test that fails everywhere does -----------------------------------------------------
