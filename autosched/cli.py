@@ -49,11 +49,14 @@ def user_errors() -> tuple[type[Exception], ...]:
     """What is a user's to mend: each message names the cause and the way out."""
     from autosched.codegen.runtime.errors import PackageError
     from autosched.datasets.place import StoreError
+    from autosched.datasets.suites import SuiteError
     from autosched.ir.graph import ModelError
     from autosched.ir.target import TargetError
+    from autosched.tools.suite_options import SuiteBenchError
     from autosched.tools.tuning import TuningError
 
-    return PackageError, StoreError, ModelError, TargetError, TuningError, options.OptionError
+    return (PackageError, StoreError, ModelError, TargetError, TuningError, SuiteError,
+            SuiteBenchError, options.OptionError)  # fmt: skip
 
 
 def _command(function: Callable[..., Reply]) -> Callable[..., None]:
@@ -211,20 +214,56 @@ def run(
     return Reply(found.to_json(), functools.partial(screens.ran, found))
 
 
-@app.command(epilog=_example("bench model.onnx --kernels tuned/ --against onnxruntime"))
+@app.command(epilog=_example("bench model.onnx --kernels tuned/ --against onnxruntime\n\n"
+                             "Or: autosched bench --suite dense --out results/ --minutes 25"))
 @_command
 def bench(
-    model: ModelFile,
-    kernels: Kernels,
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL.onnx", help="The model; none "
+                                                 "with --suite.")] = None,
+    kernels: Annotated[Path | None, typer.Option(metavar="FOLDER", help="What tune wrote.")] = None,
     against: Annotated[str, typer.Option(metavar="onnxruntime", help="The peer.")] = "onnxruntime",
     inputs: Annotated[Path | None, typer.Option(
         metavar="IN.npz", help="Inputs by name; random ones by default.")] = None,
     rounds: Annotated[int, typer.Option(
-        min=1, max=1000, help="Of A B B A; more are steadier.")] = 12,
+        min=1, max=1000, help="Of A B B A, or of a race; more are steadier.")] = 12,
     seed: Seed = 0,
+    suite: Annotated[str | None, typer.Option(
+        metavar="dense", help="Race a suite of workloads beside libraries on this GPU.")] = None,
+    out: Annotated[Path | None, typer.Option(
+        metavar="FOLDER", help="The suite's results; the same folder goes on.")] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Of the suite's run.")] = 25.0,
+    rows: Annotated[str, typer.Option(
+        metavar="NAMES", help="Parts of the suite's rows' names, with commas.")] = "",
+    peers: Annotated[str, typer.Option(
+        metavar="NAMES", help="The suite's peers to run, with commas.")] = "",
+    tune: Annotated[str, typer.Option(
+        metavar="TIME", callback=_checked(options.duration_s),
+        help="Search each of the suite's rows so long first: 20s, 1m.")] = "0s",
+    pick: Annotated[str, typer.Option(
+        metavar="logs|model", help="What is raced without --tune: the best that logs know, or "
+        "the cost model's pick.")] = "logs",
+    store: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="Records to choose from, besides the package's logs.")] = None,
+    write_docs: Annotated[Path | None, typer.Option(
+        "--write-docs", metavar="FILE.md", help="Where the suite's report goes.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="List the suite's rows and peers.")] = False,
+    build_only: Annotated[bool, typer.Option(
+        "--build-only", help="Build the suite's kernels; needs no GPU.")] = False,
     json: Json = False,
 ) -> Reply:  # fmt: skip
-    """Time a tuned model against a peer, each in its own process, in turn."""
+    """Time a tuned model against a peer, or a suite of workloads against libraries."""
+    if suite is not None:
+        if model is not None or kernels is not None:
+            raise options.OptionError("a suite has workloads of its own: leave out the model and "
+                                      "--kernels, or --suite")  # fmt: skip
+        return _bench_suite(suite, out, plan, {
+            "minutes": minutes, "rows": options.names(rows), "peers": options.names(peers),
+            "store": store, "write_docs": write_docs, "build_only": build_only, "seed": seed,
+            "rounds": rounds,
+        }, options.duration_s(tune), options.choice("--pick", pick, ("logs", "model")))
+    if model is None or kernels is None:
+        raise options.OptionError("name a model and its kernels (MODEL.onnx --kernels FOLDER), or "
+                                  "a suite (--suite dense)")  # fmt: skip
     from autosched import screens
     from autosched.tools.bench import bench as run_bench
 
@@ -232,6 +271,24 @@ def bench(
         found = run_bench(model, kernels, against=against, inputs=inputs, rounds=rounds,
                           seed=seed, progress=say)  # fmt: skip
     return Reply(found.to_json(), functools.partial(screens.benchmark, found))
+
+
+def _bench_suite(name: str, out: Path | None, plan: bool, given: dict[str, Any], tune_s: float,
+                 pick: str) -> Reply:  # fmt: skip
+    from autosched import screens
+    from autosched.tools.suite_bench import planned
+    from autosched.tools.suite_bench import run as run_suite
+    from autosched.tools.suite_options import How, Options, SuiteBenchError
+
+    if out is None and not plan:
+        raise SuiteBenchError("name a folder for the suite's results: --out FOLDER")
+    wanted = Options(out or Path(), name, how=How(tune_s, pick == "model"), **given)
+    if plan:
+        text = planned(wanted)
+    else:
+        text = run_suite(wanted, lambda line: typer.echo(line, err=True))
+    return Reply({"suite": name, "out": str(out), "table": text},
+                 functools.partial(screens.plain, text))  # fmt: skip
 
 
 @app.command(epilog=_example("show model.onnx --shape input_ids=1,128 --task 3 --level tile"))

@@ -34,3 +34,15 @@ def shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
         if out.setdefault(name, shape) != shape:
             raise OptionError(f"{name} is given the shapes {out[name]} and {shape}")
     return out
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The words between commas."""
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
+
+
+def choice(option: str, text: str, allowed: tuple[str, ...]) -> str:
+    """One of the words that an option takes."""
+    if text not in allowed:
+        raise OptionError(f"{option} {text!r}: it takes {' or '.join(allowed)}")
+    return text

@@ -51,6 +51,11 @@ def status(what: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: live.update(Text(f"{what}: {text}"))
 
 
+def plain(text: str, console: Console) -> None:
+    """Text that has its form already, say a Markdown table."""
+    console.print(text, soft_wrap=True)
+
+
 def table(title: str, *columns: str, left: int = 1) -> Table:
     """An empty table whose first `left` columns hold text and the others numbers."""
     made = Table(title=title, title_justify="left", title_style="bold", pad_edge=False,

@@ -33,8 +33,8 @@ from autosched.tools.gpu_lab import GpuJobs, GpuLab, GpuLimits, Setup, reason
 from autosched.tools.gpu_probe import Device
 from autosched.tools.gpu_report import toolchain
 from autosched.tools.suite_folder import Folder, read_results, write_report
-from autosched.tools.suite_options import Options, SuiteBenchError, plan_table, select
-from autosched.tools.suite_ours import Finder, How
+from autosched.tools.suite_options import How, Options, SuiteBenchError, plan_table, select
+from autosched.tools.suite_ours import Finder
 from autosched.tools.suite_report import Result, short_table
 from autosched.tools.suite_runner import LAST_S, Runner
 from autosched.tools.triton_lab import TritonLab
@@ -81,8 +81,19 @@ def run(
             _rows(rows, runner, folder, facts, say)
         finally:
             folder.finish(facts)
+    return report(options)
+
+
+def report(options: Options) -> str:
+    """Writes the tables of a folder's results anew; the short one."""
+    chosen = suite(options.suite)
     write_report(options.out, chosen, options.write_docs)
     return short_table(chosen, read_results(options.out))
+
+
+def planned(options: Options) -> str:
+    """The rows and their peers; needs no GPU."""
+    return plan_table(select(suite(options.suite), options))
 
 
 def _rows(
@@ -211,13 +222,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     try:
         if args.plan:
-            print(plan_table(select(suite(args.suite), options)))
+            print(planned(options))
             return 0
         if args.out is None:
             raise SuiteBenchError("name a folder for the results: --out DIR")
         if args.report:
-            write_report(args.out, suite(args.suite), args.write_docs)
-            print(short_table(suite(args.suite), read_results(args.out)))
+            print(report(options))
             return 0
         print("\n" + run(options, lambda text: print(text, flush=True)))
     except (SuiteBenchError, SuiteError, TargetError, StoreError) as error:

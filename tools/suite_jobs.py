@@ -26,6 +26,7 @@ from autosched.codegen.gpu_task import GpuTask, load_task, make_task
 from autosched.codegen.jobs import JobFailure
 from autosched.codegen.reference import read_given
 from autosched.tools.gpu_peers_library import Staged
+from autosched.tools.gpu_peers_masks import area
 from autosched.tools.gpu_peers_table import PEERS
 from autosched.tools.suite_race import Plan, race
 
@@ -177,8 +178,7 @@ def _compared(task: GpuTask, answer: torch.Tensor) -> Any:
 def _pairs(task: GpuTask, facts: Mapping[str, Any]) -> int | None:
     if facts["mask"] in ("", "full"):
         return None
-    flex = importlib.import_module("autosched.tools.gpu_peers_flex")
-    return int(flex.area(task.inputs, facts))
+    return area(task.inputs, facts)
 
 
 def _synchronize(device: str) -> None:

@@ -9,12 +9,19 @@ from typing import Any
 
 from autosched.datasets.suites import Suite, SuiteRow, in_turn
 from autosched.tools.gpu_peers_table import PEERS
-from autosched.tools.suite_ours import How
 from autosched.tools.suite_report import table
 
 
 class SuiteBenchError(ValueError):
     """A user's mistake, or a machine that can't do it: one message with the way out."""
+
+
+@dataclass(frozen=True)
+class How:
+    """What counts as ours. tune_s: to search for each row; model_only: no logs, no search."""
+
+    tune_s: float = 0.0
+    model_only: bool = False
 
 
 @dataclass(frozen=True)

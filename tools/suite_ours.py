@@ -27,6 +27,7 @@ from autosched.tools.explore import Explorer
 from autosched.tools.lab import BuiltModule
 from autosched.tools.learner import Learner
 from autosched.tools.stopping import Stopper
+from autosched.tools.suite_options import How
 from autosched.tools.triton_lab import TritonLab
 from autosched.tools.tuning import silent
 
@@ -57,14 +58,6 @@ class Ours:
     failures: Mapping[str, int]
     known: int
     note: str = ""
-
-
-@dataclass(frozen=True)
-class How:
-    """What counts as ours. tune_s: to search for each row; model_only: no logs, no search."""
-
-    tune_s: float = 0.0
-    model_only: bool = False
 
 
 class Finder:
