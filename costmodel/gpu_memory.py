@@ -7,14 +7,14 @@ grid loop fastest, so a wave covers that loop first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from autosched.costmodel.columns import Column, Columns, whole
 from autosched.costmodel.gpu_places import Place
-from autosched.costmodel.gpu_structure import BoxAccess, GpuKernel, GpuStructure
+from autosched.costmodel.gpu_structure import LAST, BoxAccess, GpuKernel, GpuStructure
 from autosched.ir.node import Extent, Node
 from autosched.ir.scalar import ITEMSIZE
 
@@ -186,12 +186,15 @@ def device_traffic(
         if loop.kind in ("serial", "fold") and structure.chain(k)[-1] == kernel.root
     }
     covers = _covers(structure, kernel, counts, concurrent)
+    passing = _passing(structure, reaches)
     touched: list[dict[tuple[Node, bool], Column]] = []
     for cover in covers:
         walked = {**inner, **_unions(structure, kernel, inner, cover, columns)}
         level: dict[tuple[Node, bool], Column] = {}
         for number, reach in reaches.items():
             access = structure.accesses[number]
+            if access.handle in passing:
+                continue
             box = {a: columns.value(e) for a, e in access.box}
             bytes_ = reach.bytes({**walked, **cover, **box})
             key = (access.handle, access.stores)
@@ -210,6 +213,16 @@ def device_traffic(
     unique = sum(b for (_, stores), b in last.items() if not stores)
     stored = sum(b for (_, stores), b in last.items() if stores)
     return Traffic(unique, np.maximum(fetched, unique), stored, totals[0])
+
+
+def _passing(structure: GpuStructure, numbers: Iterable[int]) -> set[Node]:
+    """What programs store for the one that arrives last: it never leaves the second level."""
+    accesses = [structure.accesses[n] for n in numbers]
+    late = {
+        a.handle for a in accesses
+        if not a.stores and any(structure.loops[n].kind == LAST for n in a.needs)
+    }  # fmt: skip
+    return late & {a.handle for a in accesses if a.stores}
 
 
 def _unions(

@@ -11,7 +11,7 @@ from autosched.costmodel.gpu_structure import LAST
 from autosched.costmodel.gpu_view import Facts, View
 
 # Stores on their way to the second level, and the count of arrivals there and back.
-ARRIVAL_LOADS = 3.0
+ARRIVAL_LOADS = 2.0
 SPILL_MOVES = 4.0  # loads and stores of a spilled register in each step, beyond the first level
 
 
