@@ -13,6 +13,7 @@ import pytest
 import torch
 import triton_modules as modules
 from fake_driver import Driver
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autosched.codegen.artifact import Artifact, GpuKernel, Machine, gpu_args
 from autosched.codegen.package import write_package
@@ -26,6 +27,7 @@ from autosched.codegen.runtime.errors import (
 from autosched.codegen.runtime.function import Function
 from autosched.codegen.runtime.gpu_kernel import GpuKernel as GpuKernelClass
 from autosched.codegen.runtime.manifest import Manifest, read
+from autosched.codegen.runtime.package import Package
 from autosched.codegen.triton_build import build
 from autosched.codegen.triton_spec import TritonModule
 from autosched.ir.target import parse_target
@@ -253,3 +255,24 @@ def test_what_was_measured_to_be_slower_is_not_launched(
     function = loaded(made, monkeypatch)
     function(torch.ones(64, 32))
     assert len(launches(driver)) == launched
+
+
+# -- operators of torch --------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_operators_of_gpu_packages_have_fakes_and_break_no_graph(tmp_path):
+    reference = REFERENCE.replace("(x,)", "(x * 2,)")
+    manifest = packed(modules.copy(64), tmp_path, reference=reference)
+    public = Package(str(manifest.root)).kernel("function", "")
+    x = torch.randn(64, 32)
+    torch.library.opcheck(public.torch_op(), (x,))
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return public(x.relu()) + 1
+
+    assert torch.equal(model(x), x.relu() * 2 + 1)
+    with FakeTensorMode():
+        fake = public.torch_op()(torch.empty(64, 32, device="cuda"))
+    assert fake.device.type == "cuda" and fake.shape == (64, 32)

@@ -143,6 +143,43 @@ def test_torch_operators_are_kept_whole_by_torch_compile(package: Package) -> No
     assert torch.allclose(model(x, w), want.relu() + want)
 
 
+def test_plain_calls_are_operators_of_a_compiled_graph(package: Package) -> None:
+    """Also where the first use of all is traced, and where operands are named."""
+    torch = pytest.importorskip("torch")
+    x, w = torch.from_numpy(X), torch.from_numpy(W)
+    scale_add, twice_ = function(package, "scale_add_serial"), function(package, "twice")
+    for backend in ("eager", "aot_eager"):
+        torch._dynamo.reset()
+
+        @torch.compile(fullgraph=True, backend=backend)
+        def model(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            y, z = twice_(x[0, :4])
+            return scale_add(x + 1, w=w).relu() + y.sum() + z.sum()
+
+        assert torch.allclose(model(x, w), ((x + 1) * 2 + w).relu(), atol=1e-5)
+
+    class Whole(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return twice_(x + x)[0]
+
+    made = torch.export.export(Whole(), (torch.ones(4),))
+    assert "functions.twice" in str(made.graph)
+    assert made.module()(torch.ones(4)).tolist() == [4, 4, 4, 4]
+
+
+def test_operators_have_names_of_their_own_and_no_gradient(package: Package) -> None:
+    torch = pytest.importorskip("torch")
+    scale_add = function(package, "scale_add_serial")
+    names = {str(scale_add.torch_op()) for _ in range(3)}
+    assert len(names) == 3 and all(n.startswith("functions.scale_add_serial") for n in names)
+    x, w = torch.from_numpy(X).requires_grad_(), torch.from_numpy(W)
+    y = scale_add.torch_op()(x, w=w)
+    with pytest.raises(RuntimeError, match=r"functions\.scale_add_serial has no gradient"):
+        y.sum().backward()
+    with pytest.raises(InputError, match="needs an operand that is no constant"):
+        scale_add.torch_op(x=x, w=w)
+
+
 def test_bfloat16_by_ml_dtypes(package: Package) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     x = np.arange(4).astype(ml_dtypes.bfloat16)

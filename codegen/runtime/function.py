@@ -42,6 +42,7 @@ class Function:
         }
         self._threads = thread_count()
         self._quick: Quick | None = None
+        self.operator: str | None = None  # of torch, once it is registered
 
     def _named(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
         """Each operand by name."""
@@ -75,8 +76,8 @@ class Function:
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         if self._quick is not None and not named and (call := self._quick.find(args)) is not None:
-            results = tuple(call(args))
-            return results[0] if len(results) == 1 else results
+            made = call(args)
+            return made[0] if len(made) == 1 else tuple(made)
         given = self._named(args, named)
         kernel = self.kernel_for(given)
         results = kernel.run(given, self._threads)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .face import Face
 from .gpu import find_device, launching, torch_module
 from .gpu_kernel import GpuKernel
 from .island import BoundIsland, Island
@@ -29,7 +30,7 @@ Tensors = dict[str, Any]  # by the name of a value or weight that is no alias
 Visit = Callable[[int, Callable[[], None]], None]  # makes the call of a step, by its number
 
 
-class GpuModel:
+class GpuModel(Face):
     """A tuned model; `run` may be called from any thread.
 
     `inputs` and `outputs` say names, dtypes and shapes, `digest` names the package's every byte.
@@ -37,7 +38,7 @@ class GpuModel:
 
     def __init__(self, manifest: Manifest, threads: int) -> None:
         plan = plan_from_json(manifest.data["plan"])
-        self.digest = manifest.digest
+        self.digest, self.tree = manifest.digest, plan.call
         self.threads = threads
         self.inputs, self.outputs, self.aliases = plan.inputs, plan.outputs, plan.aliases
         table = manifest.data["weights"]

@@ -20,6 +20,7 @@ import numpy as np
 from . import threads as workers
 from .arrays import STORAGE, address, dense, empty, nbytes, public
 from .errors import KernelFailedError, PackageError
+from .face import Face
 from .gpu_model import GpuModel
 from .island import BoundIsland, Island
 from .kernel import Kernel
@@ -86,7 +87,7 @@ class _Frame:
         return BoundIsland(model.islands[step.island], list(zip(values, cells))).run, ()
 
 
-class Model:
+class Model(Face):
     """A tuned model; `run` may be called from any thread, and after a fork.
 
     `inputs` and `outputs` say names, dtypes and shapes, `digest` names the package's every byte.
@@ -96,7 +97,7 @@ class Model:
         plan_ = plan_from_json(manifest.data["plan"])
         self.digest = manifest.digest
         self.threads = threads
-        self.inputs, self.outputs = plan_.inputs, plan_.outputs
+        self.inputs, self.outputs, self.tree = plan_.inputs, plan_.outputs, plan_.call
         table = manifest.data["weights"]
         self.weights = Weights(manifest.path(FILE) if table else None, table)
         used = {step.kernel for step in plan_.steps}

@@ -6,7 +6,9 @@ A package's `__init__` makes one Package and a function for each public name fro
 from __future__ import annotations
 
 import importlib
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +22,14 @@ class PublicFunction:
     """A kernel by the name of what it computes; loads at the first call.
 
     Call it with NumPy arrays or torch tensors, by position or by name, each raw or made by
-    `pack`; results are new arrays of the callers' kind.
+    `pack`; results are new arrays of the callers' kind. In a function that torch.compile traces
+    a call becomes an operator of the graph, without a break.
     """
 
     def __init__(self, package: Package, name: str, doc: str) -> None:
         self._package = package
         self._function: Function | None = None
+        self._operator = _constant(self._operator_name)
         self.__name__ = self.__qualname__ = name
         self.__doc__ = doc
 
@@ -34,8 +38,17 @@ class PublicFunction:
             self._function = self._package.function(self.__name__)
         return self._function
 
+    def _operator_name(self) -> str:
+        name: str = _module("torch_op").operator_name(self._load(), self._package.root.name)
+        return name
+
     def __call__(self, *operands: Any, **named: Any) -> Any:
-        return self._load()(*operands, **named)
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.compiler.is_compiling():
+            library, _, name = self._operator().partition("::")
+            return getattr(getattr(torch.ops, library), name)(*operands, **named)
+        function = self._function
+        return (self._load() if function is None else function)(*operands, **named)
 
     def pack(self, array: Any, operand: str | None = None) -> Any:
         """A constant operand laid out once; pass the result in its place."""
@@ -85,6 +98,19 @@ class Package:
             self.root, threads=threads, expect_digest=expect_digest
         )
         return model
+
+
+def _constant(make: Callable[[], str]) -> Callable[[], str]:
+    """What torch.compile evaluates while it traces, and takes for a constant from then on.
+
+    The mark is that of torch.compiler.assume_constant_result, for which torch would be needed.
+    """
+
+    def constant() -> str:
+        return make()
+
+    constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return constant
 
 
 def _module(name: str) -> Any:

@@ -69,7 +69,8 @@ class Plan:
 
     `values` are the buffers that steps write and `inputs` those that the caller gives; an
     output is a value, an input or a weight. `aliases` maps a value that is another one's
-    bytes under another shape (a reshape) to that other one. `islands` are ONNX files.
+    bytes under another shape (a reshape) to that other one. `islands` are ONNX files. `call` is
+    how a torch module was called (see `face`), None for models of files.
     """
 
     inputs: tuple[Value, ...]
@@ -79,6 +80,7 @@ class Plan:
     islands: Mapping[str, bytes] = field(default_factory=dict)
     constants: tuple[Value, ...] = ()  # weights that steps or outputs name
     aliases: Mapping[str, str] = field(default_factory=dict)
+    call: Mapping[str, Any] | None = None
 
 
 def tupled(value: Any) -> Any:
@@ -123,7 +125,9 @@ def value_from_json(data: Mapping[str, Any]) -> Value:
 
 def plan_to_json(plan: Plan, island_files: Mapping[str, str]) -> dict[str, Any]:
     """A Plan as plain data, its islands by the files that hold them."""
+    call = {} if plan.call is None else {"call": plan.call}
     return {
+        **call,
         "inputs": [value_to_json(v) for v in plan.inputs],
         "outputs": [value_to_json(v) for v in plan.outputs],
         "values": [value_to_json(v) for v in plan.values],
@@ -144,7 +148,7 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
     steps = tuple(Step(s["kernel"], s["island"], tuple(s["args"])) for s in data["steps"])
     return Plan(
         values("inputs"), values("outputs"), values("values"), steps, {},
-        values("constants"), dict(data["aliases"]),
+        values("constants"), dict(data["aliases"]), data.get("call"),
     )  # fmt: skip
 
 
