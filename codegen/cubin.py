@@ -76,7 +76,11 @@ class CubinLauncher:
                 raise ValueError(f"{name} is not dense or not aligned to {_ALIGNED} bytes")
         size = kernel["scratch_bytes"] * programs
         own = torch.empty(size, dtype=torch.uint8, device=self.device) if size else None
-        addresses = [t.data_ptr() for t in operands] + [own.data_ptr() if own is not None else 0, 0]
+        if not programs:
+            return lambda stream: None
+        hidden = (own.data_ptr() if own is not None else 0, 0)
+        # A size is a word of 32 bits: the lower half of its slot.
+        addresses = [*(t.data_ptr() for t in operands), *step.sizes, *hidden]
         values = (ctypes.c_uint64 * len(addresses))(*addresses)
         start, width = ctypes.addressof(values), ctypes.sizeof(ctypes.c_uint64)
         params = (ctypes.c_void_p * len(addresses))(

@@ -115,7 +115,7 @@ def _timed(
 def opened(task: GpuTask, entry: str, launcher: str = "cubin") -> Iterator[Bound]:
     """A build bound to the task's inputs and to outputs between guards."""
     build = read_build(Path(entry))
-    plan = Plan.from_json(build.module.to_json())
+    plan = Plan.from_json(build.module.to_json(), {n: x.shape for n, x in task.inputs.items()})
     outputs, guards = _outputs(plan, task)
     tensors = {**_operands(plan, task), **outputs}
     if launcher == "jit":

@@ -8,7 +8,7 @@ that of the stores first. What a value needs is emitted by `triton_values` and t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from math import prod
 
@@ -17,6 +17,7 @@ from autosched.codegen.triton_arrive import Arrivals, arrivals
 from autosched.codegen.triton_boxes import access_of, extents_of
 from autosched.codegen.triton_helpers import HELPERS, helper_texts
 from autosched.codegen.triton_order import Order
+from autosched.codegen.triton_sizes import OpenSizes, count_of
 from autosched.codegen.triton_spec import Launch, Tensor, TritonModule
 from autosched.codegen.triton_text import (
     Header,
@@ -25,12 +26,15 @@ from autosched.codegen.triton_text import (
     Val,
     literal,
     module_text,
+    words,
     wrapped,
 )
 from autosched.codegen.triton_values import MAX_ELEMENTS, number
 from autosched.codegen.triton_views import distinct_axes, resolve
+from autosched.ir.extent import as_extent, as_node, ext_product
 from autosched.ir.gpu_facts import DEFAULTS, described
-from autosched.ir.node import Node, Program, walk
+from autosched.ir.node import Extent, Node, Program, walk
+from autosched.ir.open_extents import Sizes
 from autosched.ir.ops import kernel_facts
 from autosched.ir.rules.action import Illegal
 from autosched.ir.scope import scope_of
@@ -40,13 +44,16 @@ __all__ = ["Header", "emit"]
 GRIDS = ("grid", "persistent")
 
 
-def emit(program: Program, header: Header) -> TritonModule | Illegal:
-    """The module of a tile program whose knobs are all bound.
+def emit(
+    program: Program, header: Header, sizes: Sizes | None = None
+) -> TritonModule | Illegal:
+    """The module of a tile program whose knobs are all bound, but for those of `sizes`: its open
+    extents, which are arguments of the kernels.
 
     Illegal: BACKEND, with what Triton cannot say.
     """
     try:
-        return _Module(program).module(header)
+        return _Module(program, sizes or Sizes()).module(header)
     except Unsupported as error:
         return Illegal("BACKEND", str(error))
 
@@ -54,11 +61,12 @@ def emit(program: Program, header: Header) -> TritonModule | Illegal:
 class _Module:
     """The kernels of a program: names that all of them share."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, sizes: Sizes) -> None:
         self.program = program
         self.kernels = tuple(distinct_axes(resolve(k)) for k in program.body)
         names = Names(HELPERS)
         self.tensors = {h: names.fresh(h.attr[0]) for h in self.handles()}
+        self.open = OpenSizes(sizes, names)
         self.functions = [
             names.fresh(f"{k.attr[0]}_kernel" if k.attr[0] in names.used else k.attr[0])
             for k in self.kernels
@@ -90,17 +98,21 @@ class _Module:
         helpers: set[str] = set()
         combines: dict[tuple[str, tuple[str, ...]], tuple[str, str]] = {}
         for kernel, name in zip(self.kernels, self.functions):
-            emitter = _Kernel(self.tensors, combines, self.counters.get(kernel, ""))
+            emitter = _Kernel(self.tensors, self.open, combines, self.counters.get(kernel, ""))
             text, launch = emitter.kernel(kernel, name)
             if emitter.counter:
-                counters.append(Tensor(emitter.counter, "int32", (emitter.tiles,), COUNTER))
+                tiles = count_of(emitter.tiles)
+                counters.append(Tensor(emitter.counter, "int32", (tiles,), COUNTER))
             texts.append(text)
             launches.append(launch)
             helpers |= emitter.helpers
         shared = [*helper_texts(helpers), *(text for _, text in combines.values())]
         source = module_text(header, shared, texts)
-        tensors = [Tensor(h.attr[0], h.dtype, extents_of(h), _role(h)) for h in self.tensors]
-        return TritonModule(source, (*tensors, *counters), tuple(launches))
+        tensors = [
+            Tensor(h.attr[0], h.dtype, tuple(map(count_of, extents_of(h))), _role(h))
+            for h in self.tensors
+        ]
+        return TritonModule(source, (*tensors, *counters), tuple(launches), self.open.rows)
 
 
 def _role(handle: Node) -> str:
@@ -115,10 +127,13 @@ class _Kernel(Arrivals):
     def __init__(
         self,
         tensors: dict[Node, str],
+        sizes: OpenSizes,
         combines: dict[tuple[str, tuple[str, ...]], tuple[str, str]],
         counter: str,
     ) -> None:
         super().__init__()
+        self.open, self.arguments = sizes, sizes.arguments
+        self.hints |= sizes.hints
         self.counter = counter
         self.combines = combines
         self.all_tensors = tensors
@@ -135,7 +150,7 @@ class _Kernel(Arrivals):
         used = {n.src[0] for n in walk(node) if n.op in ("load", "store")}
         self.tensors = {h: t for h, t in self.all_tensors.items() if h in used}
         parameters = [*self.tensors.values(), *([self.counter] if self.counter else [])]
-        self.scopes.names = Names((*parameters, *HELPERS, name))
+        self.scopes.names = Names((*parameters, *self.arguments.values(), *HELPERS, name))
         grid, body = _grid(node)
         self.prepare(node, grid, body)
         persistent = any(loop.attr[1] == "persistent" for loop in grid)
@@ -143,41 +158,47 @@ class _Kernel(Arrivals):
             self.fixed = frozenset(loop.attr[0] for loop in grid)
         trips = [(loop.attr[0], _trips(loop)) for loop in grid]
         self.slots = _strides(trips)
-        self.tiles = prod(n for _, n in trips)
+        self.tiles = ext_product(n for _, n in trips)
         merged = arrivals(body)
         if merged is not None:
             self.boxed &= self.alone(merged, body[1:])
             trips.append((merged.attr[0], _trips(merged)))
         self.inside = len(trips) - len(grid)
-        total = prod(n for _, n in trips)
+        total = ext_product(n for _, n in trips)
+        many = total != 1
         pid = Val(self.scopes.fresh("pid"), (), "int32")
-        if total > 1:
+        if many:
             self.scopes.line(f"{pid.text} = tl.program_id(0)")
-        if persistent and total > 1:
+        if persistent and many:
             tile = Val(self.scopes.fresh("tile"), (), "int32")
-            span = f"{pid.text}, {total}, tl.num_programs(0)"
+            self.hints.setdefault(as_node(total), "tiles")
+            span = f"{pid.text}, {self.extent(total).text}, tl.num_programs(0)"
             steps = f"tl.range({span}, flatten=True)" if facts["flatten"] else f"range({span})"
             self.run(trips, body, tile, f"for {tile.text} in {steps}:")
         else:
             self.run(trips, body, pid, "")
-        lines = [f"def {name}({', '.join(parameters)}):"]
-        lines += [f"    {line}" for line in self.scopes.stack[0].lines]
-        text = "\n".join(["@triton.jit", *(p for line in lines for p in wrapped(line))])
+        body_lines = [f"    {line}" for line in self.scopes.stack[0].lines]
+        read = words("\n".join(body_lines))
+        sizes = {n: a for n, a in self.arguments.items() if a in read}
+        head = f"def {name}({', '.join((*parameters, *sizes.values()))}):"
+        lines = [p for line in (head, *body_lines) for p in wrapped(line)]
+        text = "\n".join([_decorator(sizes.values()), *lines])
         names = [h.attr[0] for h in self.tensors] + parameters[len(self.tensors) :]
         launch = Launch(
-            name, tuple(names), total, facts["warps"],
+            name, tuple(names), count_of(total), facts["warps"],
             max(self.stages, 1), max(facts["persistent"], 1) if persistent else 0,
-            bool(self.made_descriptors), facts["registers"],
+            bool(self.made_descriptors), facts["registers"], tuple(sizes),
         )  # fmt: skip
         return text, launch
 
     def run(
-        self, trips: list[tuple[str, int]], body: Sequence[Node], pid: Val, header: str
+        self, trips: list[tuple[str, Extent]], body: Sequence[Node], pid: Val, header: str
     ) -> None:
         """The statements of one iteration of the grid, number `pid`."""
         self.scopes.enter({a: literal(0, "int32") for a, _ in trips}, loop=bool(header))
         known: dict[str, str] = {}
-        for name, text in self.order.lines(trips, pid.text, self.inside):
+        lines = self.order.lines(trips, pid.text, self.inside, lambda n: self.extent(n).text)
+        for name, text in lines:
             text = re.sub(r"{([^}]+)}", lambda at: known[at[1]], text)
             at = self.named(Val(text, (), "int32"), name)
             known[name] = at.text
@@ -198,8 +219,7 @@ class _Kernel(Arrivals):
             if node.op in ("load", "store"):
                 axes += [(d[0], d[1]) for d in node.attr[0] if d is not None]
             for axis, extent in axes:
-                size = number(extent)
-                if axis in self.depths or size == 1:
+                if axis in self.depths or (size := number(extent)) == 1:
                     continue
                 if self.sizes.setdefault(axis, size) != size:
                     raise Unsupported(f"the axis {axis} has {self.sizes[axis]} and {size} elements "
@@ -393,16 +413,24 @@ def _merged(axes: Sequence[str], chains: Iterable[Sequence[str]]) -> list[str]:
     return out
 
 
-def _trips(loop: Node) -> int:
-    lo, hi = (number(b) for b in loop.src[:2])
+def _decorator(sizes: Collection[str]) -> str:
+    """One compile serves all values of the sizes, also where they are 1 or multiples of 16."""
+    names = ", ".join(f'"{name}"' for name in sizes)
+    return f"@triton.jit(do_not_specialize=[{names}])" if sizes else "@triton.jit"
+
+
+def _trips(loop: Node) -> Extent:
+    lo, hi = map(as_extent, loop.src[:2])
     if lo != 0:
         raise Unsupported(f"the grid loop {loop.attr[0]} starts at {lo}")
     return hi
 
 
-def _strides(trips: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
+def _strides(trips: Sequence[tuple[str, Extent]]) -> list[tuple[str, Extent, Extent]]:
     """(axis, programs from one iteration to the next, iterations)."""
-    return [(axis, prod(n for _, n in trips[at + 1 :]), n) for at, (axis, n) in enumerate(trips)]
+    return [
+        (axis, ext_product(n for _, n in trips[at + 1 :]), n) for at, (axis, n) in enumerate(trips)
+    ]
 
 
 def _reading(stmt: Node, stored: frozenset[Node]) -> frozenset[Node]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from autosched.codegen.triton_loops import Loops
 from autosched.codegen.triton_text import MUL, Unsupported
 from autosched.codegen.triton_values import number
-from autosched.ir.node import Node, walk
+from autosched.ir.node import Extent, Node, walk
 
 
 class Arrivals(Loops):
@@ -22,8 +22,8 @@ class Arrivals(Loops):
     def __init__(self) -> None:
         super().__init__()
         self.counter = ""
-        self.slots: Sequence[tuple[str, int, int]] = ()
-        self.tiles = 1
+        self.slots: Sequence[tuple[str, Extent, Extent]] = ()
+        self.tiles: Extent = 1
         self.stored: frozenset[Node] = frozenset()  # what the statements at hand store to
         self.rides: dict[Node, Node] = {}  # serial loop to the fold that it becomes part of
 
@@ -55,8 +55,9 @@ class Arrivals(Loops):
         terms = []
         for axis, distance, trips in self.slots:
             at = self.scopes.bound(axis)
-            if trips > 1 and at is not None:
-                terms.append(at.text if distance == 1 else f"{at.inside(MUL)} * {distance}")
+            if trips != 1 and at is not None:
+                step = f"{at.inside(MUL)} * {self.extent(distance).text}"
+                terms.append(at.text if distance == 1 else step)
         return terms
 
 

@@ -7,16 +7,16 @@ that is dropped; where a test of the whole box fails, the box is one beyond the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
-from math import prod
 from operator import and_
 
+from autosched.codegen.triton_sizes import is_multiple
 from autosched.codegen.triton_values import number
-from autosched.ir.extent import simplify
+from autosched.ir.extent import as_extent, as_node, ext_mul, ext_product, simplify
 from autosched.ir.linear import Poly, from_poly, poly
-from autosched.ir.node import Node, walk
-from autosched.ir.ops import cast, const, iota, where
+from autosched.ir.node import Extent, Node, walk
+from autosched.ir.ops import cast, iota, where
 from autosched.ir.scalar import ITEMSIZE
 
 MAX_INT32 = 2**31 - 1
@@ -25,14 +25,14 @@ MAX_RANK = 5
 ALIGNMENT = 16  # bytes, of strides and of a block's innermost row
 
 
-def extents_of(handle: Node) -> tuple[int, ...]:
+def extents_of(handle: Node) -> tuple[Extent, ...]:
     dims = handle.attr[1]
-    return tuple(number(e) for e in ([e for _, e in dims] if handle.op == "input" else dims))
+    return tuple(as_extent(e) for e in ([e for _, e in dims] if handle.op == "input" else dims))
 
 
-def strides_of(handle: Node) -> tuple[int, ...]:
+def strides_of(handle: Node) -> tuple[Extent, ...]:
     extents = extents_of(handle)
-    return tuple(prod(extents[n + 1 :]) for n in range(len(extents)))
+    return tuple(ext_product(extents[n + 1 :]) for n in range(len(extents)))
 
 
 def access_of(node: Node) -> tuple[Node, tuple[Node, ...], tuple[object, ...]]:
@@ -64,9 +64,9 @@ class Box:
     axes: tuple[str, ...]
     coordinates: tuple[Node, ...]
     masked: bool
-    extents: tuple[int, ...]
-    strides: tuple[int, ...]
-    base: tuple[tuple[Node, int], ...] = ()
+    extents: tuple[Extent, ...]
+    strides: tuple[Extent, ...]
+    base: tuple[tuple[Node, Extent], ...] = ()
 
 
 def terms_of(node: Node) -> Poly:
@@ -85,15 +85,19 @@ def coordinate(start: Node, dim: object) -> Node:
 def _tile_axes(node: Node, loops: Container[str]) -> set[str]:
     """The tile axes longer than 1 that an access varies along."""
     _, starts, dims = access_of(node)
-    found = {a: number(e) for s in starts for a, e in s.axes}
-    found |= {d[0]: number(d[1]) for d in dims if isinstance(d, tuple)}
-    return {a for a, e in found.items() if e > 1 and a not in loops}
+    found = {a: e for s in starts for a, e in s.axes}
+    found |= {d[0]: d[1] for d in dims if isinstance(d, tuple)}
+    return {a for a, e in found.items() if a not in loops and number(e) > 1}
 
 
-def box_of(node: Node, loops: Container[str], fixed: Container[str] = ()) -> Box | None:
+def box_of(
+    node: Node, loops: Container[str], fixed: Container[str] = (),
+    value: Callable[[Extent], int] = number,
+) -> Box | None:  # fmt: skip
     """The access as a block of a tensor descriptor, or None where it cannot be one.
 
-    loops: the axes that loops bind; fixed: those of them that a program has one value of.
+    loops: the axes that loops bind; fixed: those of them that a program has one value of; value:
+    of an extent that is open.
     """
     handle, starts, dims = access_of(node)
     extents, strides = extents_of(handle), strides_of(handle)
@@ -132,7 +136,7 @@ def box_of(node: Node, loops: Container[str], fixed: Container[str] = ()) -> Box
         and max(block) <= MAX_BOX
         and block[-1] * size >= ALIGNMENT
         and all(c * size % ALIGNMENT == 0 for c in terms_of(coordinates[-1]).values())
-        and all(s * size % ALIGNMENT == 0 for s in strides[:-1])
+        and all(is_multiple(ext_mul(s, size), ALIGNMENT) for s in strides[:-1])
         and not any(b & (b - 1) for b in block)
         and set(axes) == _tile_axes(node, loops)
     )
@@ -140,9 +144,9 @@ def box_of(node: Node, loops: Container[str], fixed: Container[str] = ()) -> Box
         return None
     found = tuple(map(_Dim, extents, strides, block, coordinates, tested))
     base = [d for d in found[:-1] if d.point and _known(d.at, fixed)]
-    kept = _joined(tuple(d for d in found if d not in base))
+    kept = _joined(tuple(d for d in found if d not in base), value)
     if guards:
-        outside = where(functools.reduce(and_, guards), kept[0].at, kept[0].extent)
+        outside = where(functools.reduce(and_, guards), kept[0].at, as_node(kept[0].extent))
         kept = (replace(kept[0], at=outside), *kept[1:])
     return Box(
         node, tuple(d.size for d in kept), tuple(axes), tuple(d.at for d in kept), not inside,
@@ -155,8 +159,8 @@ def box_of(node: Node, loops: Container[str], fixed: Container[str] = ()) -> Box
 class _Dim:
     """A dimension of a box. tested: the mask may keep it from going beyond the extent."""
 
-    extent: int
-    stride: int
+    extent: Extent
+    stride: Extent
     size: int
     at: Node
     tested: bool
@@ -166,7 +170,7 @@ class _Dim:
         return self.size == 1 and not self.tested
 
 
-def _joined(dims: tuple[_Dim, ...]) -> tuple[_Dim, ...]:
+def _joined(dims: tuple[_Dim, ...], value: Callable[[Extent], int]) -> tuple[_Dim, ...]:
     """The dimensions with each point joined to its right neighbour, where one step of the outer
     dimension is all of the inner one."""
     out: list[_Dim] = []
@@ -174,12 +178,12 @@ def _joined(dims: tuple[_Dim, ...]) -> tuple[_Dim, ...]:
         outer = out[-1] if out else None
         if (
             outer is not None and outer.point and not dim.tested
-            and outer.stride == dim.extent * dim.stride
-            and outer.extent * dim.extent <= MAX_INT32
+            and outer.stride == ext_mul(dim.extent, dim.stride)
+            and value(ext_mul(outer.extent, dim.extent)) <= MAX_INT32
         ):  # fmt: skip
             out.pop()
-            at = simplify(outer.at * dim.extent + dim.at)
-            dim = replace(dim, extent=outer.extent * dim.extent, at=at)
+            at = simplify(outer.at * as_node(dim.extent) + dim.at)
+            dim = replace(dim, extent=ext_mul(outer.extent, dim.extent), at=at)
         out.append(dim)
     return tuple(out)
 
@@ -204,7 +208,7 @@ def _tile_of(start: Node, tiles: list[str]) -> tuple[Node, str, int] | None:
 
 
 def _inside(
-    node: Node, extents: tuple[int, ...], loops: Container[str]
+    node: Node, extents: tuple[Extent, ...], loops: Container[str]
 ) -> tuple[list[Node], bool, list[bool]]:
     """The tests of the whole box in the mask; whether the rest says no more than that coordinates
     are below the buffer's extents, and the fill is zero: what a descriptor does; and of each
@@ -216,7 +220,7 @@ def _inside(
     if node.op == "load" and not (fill.op == "const" and not fill.attr[0]):
         return [], False, [True] * len(extents)
     _, starts, dims = access_of(node)
-    bounds = [_margin(const(e, "int32"), coordinate(s, d))
+    bounds = [_margin(as_node(e), coordinate(s, d))
               for s, d, e in zip(starts, dims, extents)]  # fmt: skip
     rest = [part for part in _conjunction(mask) if _less(part) not in bounds]
     if any(a not in loops for part in rest for a, _ in part.free):

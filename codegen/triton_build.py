@@ -47,6 +47,7 @@ _POINTERS: Mapping[str, str] = {
     "int16": "i16", "int8": "i8", "uint64": "u64", "uint32": "u32", "uint16": "u16",
     "uint8": "u8", "bool": "i1",
 }  # fmt: skip
+_SIZE = "i32"
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
@@ -105,7 +106,8 @@ def _fill(folder: Path, module: TritonModule, target: Target) -> None:
 
 def _types(module: TritonModule, launch: Launch) -> tuple[str, ...]:
     dtypes = {t.name: t.dtype for t in module.tensors}
-    return tuple("*" + _POINTERS[dtypes[name]] for name in launch.tensors)
+    pointers = ("*" + _POINTERS[dtypes[name]] for name in launch.tensors)
+    return (*pointers, *(_SIZE for _ in launch.sizes))
 
 
 def _compiled(
@@ -114,7 +116,7 @@ def _compiled(
     """Compiles one function as its just-in-time compiler would for aligned tensors."""
     source = ASTSource(
         function, dict(zip(function.arg_names, types, strict=True)), constexprs={},
-        attrs={(n,): [["tt.divisibility", ALIGNMENT]] for n in range(len(types))},
+        attrs={(n,): [["tt.divisibility", ALIGNMENT]] for n in range(len(launch.tensors))},
     )  # fmt: skip
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
     if launch.registers:

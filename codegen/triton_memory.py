@@ -6,9 +6,8 @@ Each part is made where its loops are, so that a loop adds one scalar to a tenso
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import ClassVar
 
 from autosched.codegen import triton_scalars as scalars
@@ -25,10 +24,12 @@ from autosched.codegen.triton_boxes import (
     terms_of,
 )
 from autosched.codegen.triton_reduce import Reductions
-from autosched.codegen.triton_text import ADD, MUL, Unsupported, Val
-from autosched.codegen.triton_values import number
-from autosched.ir.linear import Poly, from_poly, range_of
-from autosched.ir.node import Node
+from autosched.codegen.triton_sizes import OpenSizes
+from autosched.codegen.triton_text import ADD, MUL, Names, Unsupported, Val
+from autosched.ir.extent import ext_mul, ext_product
+from autosched.ir.linear import Poly, from_poly, poly
+from autosched.ir.node import Extent, Node
+from autosched.ir.open_extents import Sizes
 from autosched.ir.ops import cast
 from autosched.ir.scalar import ITEMSIZE
 
@@ -38,11 +39,13 @@ class Address:
     """Offset in elements: a scalar, and terms (value, factor) that vary along tile axes."""
 
     scalar: Node | None
-    tiles: tuple[tuple[Node, int], ...]
+    tiles: tuple[tuple[Node, Extent], ...]
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        return (*(t for t, _ in self.tiles), *(() if self.scalar is None else (self.scalar,)))
+        factors = (c for _, c in self.tiles if isinstance(c, Node))
+        scalars = () if self.scalar is None else (self.scalar,)
+        return (*(t for t, _ in self.tiles), *factors, *scalars)
 
 
 class Memory(Reductions):
@@ -53,6 +56,7 @@ class Memory(Reductions):
     def __init__(self) -> None:
         super().__init__()
         self.tensors: dict[Node, str] = {}  # names of parameters
+        self.open = OpenSizes(Sizes(), Names())
         self.addresses: dict[Node, Address] = {}
         self.orders: dict[Node, tuple[str, ...]] = {}  # of dimensions that a load's user wants
         self.bases: dict[Node, set[str]] = {}  # scalar parts of addresses, and of which tensors
@@ -72,22 +76,23 @@ class Memory(Reductions):
 
     def _address(self, node: Node) -> Address:
         handle, starts, dims = access_of(node)
-        wide = prod(extents_of(handle)) > MAX_INT32
-        total: Poly = {}
-        for start, dim, stride in zip(starts, dims, strides_of(handle)):
-            for mono, c in terms_of(coordinate(start, dim)).items():
-                total[mono] = total.get(mono, 0) + c * stride
-        groups: dict[int, Poly] = {}
-        tiles: list[tuple[Node, int]] = []
-        for mono, c in total.items():
-            if any(a.op == "iota" and number(a.attr[1]) == 1 for a in mono):
+        wide = self.is_wide(handle)
+        strides = strides_of(handle)
+        for stride in strides:
+            if isinstance(stride, Node):
+                self.hints.setdefault(stride, f"{self.tensors[handle]}_stride")
+        total = _by_stride(zip(map(coordinate, starts, dims), strides))
+        groups: dict[int, dict[Extent, Poly]] = {}
+        tiles: list[tuple[Node, Extent]] = []
+        for stride, mono, c in ((s, m, c) for s, terms in total.items() for m, c in terms.items()):
+            if any(a.op == "iota" and a.attr[1] == 1 for a in mono):
                 continue
             axes = {a for atom in mono for a, _ in atom.free}
             if axes - set(self.depths):
-                tiles.append((_tile_term(mono, c, wide), c))
+                tiles.append(self._tile_term(mono, c, stride, wide))
             elif c:
                 depth = max((self.depths[a] for a in axes), default=0)
-                groups.setdefault(depth, {})[mono] = c
+                groups.setdefault(depth, {}).setdefault(stride, {})[mono] = c
         scalar: Node | None = None
         for depth in sorted(groups):
             part = _scalar_sum(groups[depth], wide)
@@ -96,6 +101,25 @@ class Memory(Reductions):
             (name, *others) = self.bases[scalar]
             self.hints[scalar] = "base" if others else f"{name}_base"
         return Address(scalar, tuple(tiles))
+
+    def is_wide(self, handle: Node) -> bool:
+        """Whether an offset into the tensor may not fit in 32 bits."""
+        return self.open.value(ext_product(extents_of(handle))) > MAX_INT32
+
+    def _tile_term(
+        self, mono: tuple[Node, ...], c: int, stride: Extent, wide: bool
+    ) -> tuple[Node, Extent]:
+        """(what is multiplied, by what) in a tensor of offsets; int64 only where the product may
+        not fit."""
+        factor = ext_mul(c, stride)
+        if all(a.dtype == "int32" for a in mono):
+            node = from_poly({mono: 1}, "int32")
+            high = self.open.most(node * c)
+            fits = high is not None and high * self.open.value(stride) <= MAX_INT32
+            if not wide or fits:
+                return node, factor
+        node = from_poly(_wide({mono: 1}), "int64")
+        return node, _widened(factor) if wide and isinstance(factor, Node) else factor
 
     def operands(self, node: Node) -> Sequence[Node]:
         if node.op not in ("load", "store"):
@@ -110,7 +134,7 @@ class Memory(Reductions):
         terms = self.address(node).tiles
         if not terms:
             return None
-        groups: dict[int, list[tuple[Node, int]]] = {}
+        groups: dict[int, list[tuple[Node, Extent]]] = {}
         for term in terms:
             groups.setdefault(self.scopes.home(term[0]), []).append(term)
         total: Val | None = None
@@ -125,7 +149,7 @@ class Memory(Reductions):
         return total
 
     def _sum(
-        self, terms: tuple[tuple[Node, int], ...], dims: tuple[str, ...], node: Node
+        self, terms: tuple[tuple[Node, Extent], ...], dims: tuple[str, ...], node: Node
     ) -> Val:
         """The sum of terms that belong to one scope, made and named there."""
         vals = [self.value(t) for t, _ in terms]
@@ -135,7 +159,7 @@ class Memory(Reductions):
         if found is not None:
             return found
         wide = [self.aligned(v, own, self.hint(t)) for v, (t, _) in zip(vals, terms)]
-        parts = [v.inside(ADD) if c == 1 else f"{v.inside(MUL)} * {c}"
+        parts = [v.inside(ADD) if c == 1 else f"{v.inside(MUL)} * {self.extent(c).text}"
                  for v, (_, c) in zip(wide, terms)]  # fmt: skip
         out = Val(" + ".join(parts), own, vals[0].dtype, ADD if len(parts) > 1 else MUL)
         if parts == [vals[0].text]:
@@ -211,7 +235,7 @@ class Memory(Reductions):
         """The access as a box, where it is one and is to be a descriptor."""
         if node not in self.boxed or node in self.steering:
             return None
-        return box_of(node, self.depths, self.fixed)
+        return box_of(node, self.depths, self.fixed, self.open.value)
 
     def descriptor(self, box: Box) -> str:
         """The name of a box's descriptor, which is made once: for all programs of a multiprocessor
@@ -221,14 +245,13 @@ class Memory(Reductions):
         if key not in self.made_descriptors:
             name = address = self.tensors[handle]
             with self.scopes.at(1 if box.base else 0):
+                wide = self.is_wide(handle)
                 if box.base:
-                    wide = prod(extents_of(handle)) > MAX_INT32
-                    terms: Poly = {}
-                    for at, stride in box.base:
-                        for mono, c in terms_of(at).items():
-                            terms[mono] = terms.get(mono, 0) + c * stride
-                    address += f" + {self.value(_scalar_sum(terms, wide)).inside(ADD)}"
-                text = ", ".join(str(list(p)) for p in (box.extents, box.strides, box.block))
+                    base = _scalar_sum(_by_stride(box.base), wide)
+                    address += f" + {self.value(base).inside(ADD)}"
+                strides = [_widened(s) if wide and isinstance(s, Node) else s for s in box.strides]
+                parts = (box.extents, strides, box.block)
+                text = ", ".join(f"[{', '.join(self.extent(e).text for e in p)}]" for p in parts)
                 made = self.named(Val(f"tl.make_tensor_descriptor({address}, {text})", (), ""),
                                   f"{name}_box")  # fmt: skip
             self.made_descriptors[key] = made.text
@@ -293,17 +316,29 @@ def _wide(terms: Poly) -> Poly:
     return {tuple(cast(a, "int64") for a in mono): c for mono, c in terms.items()}
 
 
-def _scalar_sum(terms: Poly, wide: bool) -> Node:
-    mixed = wide or any(a.dtype == "int64" for mono in terms for a in mono)
-    return from_poly(_wide(terms) if mixed else terms, "int64" if mixed else "int32")
+def _by_stride(places: Iterable[tuple[Node, Extent]]) -> dict[Extent, Poly]:
+    """Coordinates times strides: polynomials by stride, those of all strides that are numbers
+    multiplied and together at 1."""
+    out: dict[Extent, Poly] = {}
+    for at, stride in places:
+        terms = out.setdefault(stride if isinstance(stride, Node) else 1, {})
+        for mono, c in terms_of(at).items():
+            terms[mono] = terms.get(mono, 0) + (c if isinstance(stride, Node) else c * stride)
+    return out
 
 
-def _tile_term(mono: tuple[Node, ...], c: int, wide: bool) -> Node:
-    """What is multiplied by c in a tensor of offsets; int64 only where the product may not fit."""
-    terms: Poly = {mono: 1}
-    if all(a.dtype == "int32" for a in mono):
-        node = from_poly(terms, "int32")
-        high = range_of(node * c)[1]
-        if not wide or (high is not None and high <= MAX_INT32):
-            return node
-    return from_poly(_wide(terms), "int64")
+def _widened(extent: Node) -> Node:
+    return from_poly(_wide(poly(extent)), "int64")
+
+
+def _scalar_sum(groups: Mapping[Extent, Poly], wide: bool) -> Node:
+    """The sum of polynomials times their strides."""
+    mixed = wide or any(a.dtype == "int64" for p in groups.values() for mono in p for a in mono)
+    out: Node | None = None
+    for stride, terms in groups.items():
+        part = from_poly(_wide(terms) if mixed else terms, "int64" if mixed else "int32")
+        if isinstance(stride, Node):
+            part = part * (_widened(stride) if mixed else stride)
+        out = part if out is None else out + part
+    assert out is not None
+    return out

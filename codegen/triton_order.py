@@ -8,10 +8,12 @@ every other group from its end, where the one before it has just been.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import NamedTuple
+
+from autosched.ir.extent import ext_mod, ext_mul, ext_product, ext_sub
+from autosched.ir.node import Extent
 
 
 class Line(NamedTuple):
@@ -29,62 +31,75 @@ class Order:
     group: int = 0
     snake: bool = False
 
-    def lines(self, trips: Sequence[tuple[str, int]], program: str, inside: int = 0) -> list[Line]:
+    def lines(
+        self, trips: Sequence[tuple[str, Extent]], program: str, inside: int = 0,
+        text: Callable[[Extent], str] = str,
+    ) -> list[Line]:  # fmt: skip
         """The coordinates of all loops (axis, iterations) that have more than one iteration.
 
         A text names the coordinates and helpers of earlier lines in braces. inside: how many of
-        the last loops belong to one place of the grid, and take no part in its order.
+        the last loops belong to one place of the grid, and take no part in its order. text: of a
+        count of iterations.
         """
         cut = len(trips) - inside
-        moving = [(axis, n) for axis, n in trips[:cut] if n > 1]
-        within = [(axis, n) for axis, n in trips[cut:] if n > 1]
-        total = prod(n for _, n in trips)
+        moving = [(axis, n) for axis, n in trips[:cut] if _moves(n)]
+        within = [(axis, n) for axis, n in trips[cut:] if _moves(n)]
+        total = ext_product(n for _, n in trips)
         if len(moving) < 2 or not (self.group or self.snake):
-            return _plain([*moving, *within], total, program)
+            return _plain([*moving, *within], total, program, text)
         (outer, rows), (inner, columns) = moving[-2:]
-        below = prod(n for _, n in within)
-        block = rows * columns
-        above = _plain(moving[:-2], total, program, block * below)
-        local = program if below == 1 else f"{program} // {below}"
-        local = local if len(moving) == 2 else f"{local} % {block}"
-        size = min(max(self.group, 1), rows)
-        grouped = self._grouped(outer, rows, inner, columns, size, local)
-        return [*above, *grouped, *_plain(within, total, program)]
+        below = ext_product(n for _, n in within)
+        block = ext_mul(rows, columns)
+        above = _plain(moving[:-2], total, program, text, ext_mul(block, below))
+        local = program if below == 1 else f"{program} // {text(below)}"
+        local = local if len(moving) == 2 else f"{local} % {text(block)}"
+        size = max(self.group, 1)
+        size = min(size, rows) if isinstance(rows, int) else size
+        grouped = self._grouped(outer, rows, inner, columns, size, local, text)
+        return [*above, *grouped, *_plain(within, total, program, text)]
 
     def _grouped(
-        self, outer: str, rows: int, inner: str, columns: int, size: int, local: str
-    ) -> list[Line]:
+        self, outer: str, rows: Extent, inner: str, columns: Extent, size: int, local: str,
+        text: Callable[[Extent], str],
+    ) -> list[Line]:  # fmt: skip
         within = local if local.isidentifier() else "{part}"
         lines = [] if within == local else [Line("part", local)]
         if size == 1:
-            lines.append(Line(outer, f"{within} // {columns}"))
-            at, group = f"{within} % {columns}", f"{{{outer}}}"
+            lines.append(Line(outer, f"{within} // {text(columns)}"))
+            at, group = f"{within} % {text(columns)}", f"{{{outer}}}"
         elif size == rows:  # one group: the last loop is the slower one
-            lines.append(Line(outer, f"{within} % {rows}"))
-            return [*lines, Line(inner, f"{within} // {rows}")]
+            lines.append(Line(outer, f"{within} % {size}"))
+            return [*lines, Line(inner, f"{within} // {size}")]
         else:
-            lines.append(Line("group", f"{within} // {size * columns}"))
-            lines.append(Line("place", f"{within} % {size * columns}"))
+            places = text(ext_mul(size, columns))
+            lines.append(Line("group", f"{within} // {places}"))
+            lines.append(Line("place", f"{within} % {places}"))
             group, tall = "{group}", str(size)
-            if rows % size:  # the last group has fewer
-                lines.append(Line("tall", f"tl.minimum({size}, {rows} - {{group}} * {size})"))
+            if ext_mod(rows, size) != 0:  # the last group has fewer
+                rest = f"{text(rows)} - {{group}} * {size}"
+                lines.append(Line("tall", f"tl.minimum({size}, {rest})"))
                 tall = "{tall}"
             lines.append(Line(outer, f"{{group}} * {size} + {{place}} % {tall}"))
             at = f"{{place}} // {tall}"
         if not self.snake:
             return [*lines, Line(inner, at)]
         lines.append(Line("forth", at))
-        back = f"tl.where({group} % 2 == 1, {columns - 1} - {{forth}}, {{forth}})"
+        back = f"tl.where({group} % 2 == 1, {text(ext_sub(columns, 1))} - {{forth}}, {{forth}})"
         return [*lines, Line(inner, back)]
 
 
+def _moves(trips: Extent) -> bool:
+    return not isinstance(trips, int) or trips > 1
+
+
 def _plain(
-    moving: Sequence[tuple[str, int]], total: int, program: str, below: int = 1
-) -> list[Line]:
+    moving: Sequence[tuple[str, Extent]], total: Extent, program: str,
+    text: Callable[[Extent], str], below: Extent = 1,
+) -> list[Line]:  # fmt: skip
     """Coordinates with the last loop fastest; below: programs of one iteration of all of them."""
     lines = []
     for at, (axis, n) in enumerate(moving):
-        stride = below * prod(m for _, m in moving[at + 1 :])
-        text = program if stride == 1 else f"{program} // {stride}"
-        lines.append(Line(axis, f"{text} % {n}" if stride * n < total else text))
+        stride = ext_mul(below, ext_product(m for _, m in moving[at + 1 :]))
+        line = program if stride == 1 else f"{program} // {text(stride)}"
+        lines.append(Line(axis, line if ext_mul(stride, n) == total else f"{line} % {text(n)}"))
     return lines

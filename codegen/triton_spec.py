@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from autosched.codegen.runtime.sizes import Count, Size, frozen
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -20,13 +22,13 @@ class Tensor:
 
     name: str
     dtype: str
-    extents: tuple[int, ...]
+    extents: tuple[Count, ...]
     role: str
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch: function of the module, tensors by position, then nothing else.
+    """One kernel launch: function of the module, tensors by position, then sizes, nothing else.
 
     programs: size of the one-dimensional grid, with the innermost loop fastest.
     persistent: the grid is min(programs, multiprocessors * this), 0 for a plain grid.
@@ -34,21 +36,24 @@ class Launch:
 
     kernel: str
     tensors: tuple[str, ...]
-    programs: int
+    programs: Count
     warps: int
     stages: int
     persistent: int = 0
     descriptors: bool = False  # needs triton.set_allocator before the launch
     registers: int = 0  # of a thread at most, 0 for as many as it wants
+    sizes: tuple[str, ...] = ()  # names, in the order of the arguments
 
 
 @dataclass(frozen=True)
 class TritonModule:
-    """`source` is the whole text of the module, launches run in order."""
+    """`source` is the whole text of the module, launches run in order. sizes: what kernels are
+    told of the shapes of a call, where they serve several (see `runtime.sizes`)."""
 
     source: str
     tensors: tuple[Tensor, ...]
     launches: tuple[Launch, ...]
+    sizes: tuple[Size, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; `from_json` reads it back as an equal module."""
@@ -57,9 +62,10 @@ class TritonModule:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> TritonModule:
         tensors = tuple(
-            Tensor(**{**row, "extents": tuple(row["extents"])}) for row in data["tensors"]
+            Tensor(**{**row, "extents": frozen(row["extents"])}) for row in data["tensors"]
         )
         launches = tuple(
-            Launch(**{**row, "tensors": tuple(row["tensors"])}) for row in data["launches"]
+            Launch(**{k: frozen(v) for k, v in row.items()}) for row in data["launches"]
         )
-        return TritonModule(data["source"], tensors, launches)
+        sizes = tuple(Size(**row) for row in data.get("sizes", ()))
+        return TritonModule(data["source"], tensors, launches, sizes)

@@ -6,7 +6,7 @@ belong. What is used once and short stays inside its user's line; the rest gets 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from autosched.codegen import triton_scalars as scalars
@@ -34,8 +34,8 @@ class Values:
     """Emits values of one kernel at a time."""
 
     methods: ClassVar[dict[str, str]] = {
-        "const": "_const", "iota": "_iota", "carry": "_carry", "get": "_get", "map": "_map",
-        "reaxis": "_reaxis",
+        "const": "_const", "knob": "_knob", "iota": "_iota", "carry": "_carry", "get": "_get",
+        "map": "_map", "reaxis": "_reaxis",
     }  # fmt: skip
 
     def __init__(self) -> None:
@@ -47,6 +47,7 @@ class Values:
         self.hints: dict[Node, str] = {}
         self.direct: Node | None = None  # what the line being written is for
         self.helpers: set[str] = set()
+        self.arguments: Mapping[str, str] = {}  # of the kernel, by open extent
 
     # ---- values and names -----------------------------------------------------------------
 
@@ -180,6 +181,20 @@ class Values:
 
     def _const(self, node: Node) -> tuple[Val, ...]:
         return (literal(*node.attr),)
+
+    def _knob(self, node: Node) -> tuple[Val, ...]:
+        if node.attr[0] not in self.arguments:
+            raise Unsupported(f"the unbound knob {node.attr[0]}")
+        return (Val(self.arguments[node.attr[0]], (), "int32"),)
+
+    def extent(self, extent: Extent) -> Val:
+        """An extent as a number or a name."""
+        if not isinstance(extent, Node):
+            return literal(extent, "int32")
+        with self.scopes.at(0):
+            made = self.named(self.value(extent), self.hint(extent))
+            self.scopes.keep(extent, (made,))
+        return made
 
     def _iota(self, node: Node) -> tuple[Val, ...]:
         axis, extent, dtype = node.attr

@@ -249,7 +249,7 @@ def generalise(program: Program, wanted: Mapping[str, int]) -> Opened:
             continue
         (extent,) = extents[members[0]]
         unit = wanted[members[0]]
-        size = Size(f"{members[0]}.by{unit}", unit, *found)
+        size = Size(f"{members[0]}.{f'by{unit}' if unit > 1 else 'size'}", unit, *found)
         sizes[size] = extent // unit
         value = knob(size.name) if unit == 1 else knob(size.name) * unit
         table |= dict.fromkeys(members, value)

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from autosched.codegen.jobs import Failed, Job, Stage
-from autosched.codegen.runtime.launch import load_kernels, torch_type
+from autosched.codegen.runtime.launch import Buffer, Plan, Step, load_kernels, torch_type
 from autosched.codegen.task_files import TaskData, read_data, write_data
-from autosched.codegen.triton_spec import Launch, Tensor, TritonModule
+from autosched.codegen.triton_spec import TritonModule
 from autosched.codegen.workers import WorkerPool
 from autosched.tools.triton_mended import mend_interpreter
 
@@ -96,30 +96,30 @@ def run_module(folder: str, device: str) -> None:
         mend_interpreter()
     triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device=device))
     place = Path(folder)
-    module = TritonModule.from_json(json.loads((place / _MODULE).read_text("utf-8")))
-    data = read_data(place)
-    tensors = {t.name: _guarded(t, data.inputs.get(t.name), device) for t in module.tensors}
+    module, data = json.loads((place / _MODULE).read_text("utf-8")), read_data(place)
+    plan = Plan.from_json(module, {name: a.shape for name, a in data.inputs.items()})
+    tensors = {t.name: _guarded(t, data.inputs.get(t.name), device) for t in plan.buffers}
     before = {name: _edges(whole).clone() for name, whole in tensors.items()}
-    (place / _SOURCE).write_text(module.source, "utf-8")
+    (place / _SOURCE).write_text(module["source"], "utf-8")
     functions = load_kernels(place / _SOURCE)
-    inner = {t.name: _inner(tensors[t.name], t.extents) for t in module.tensors}
-    counters = [t.name for t in module.tensors if t.role == "counter"]
+    inner = {t.name: _inner(tensors[t.name], t.extents) for t in plan.buffers}
+    counters = [t.name for t in plan.of_role("counter")]
     for name in counters:
         inner[name].zero_()
     for _ in range(2 if counters else 1):  # a launch leaves them as it found them
-        for launch in module.launches:
-            _launch(functions, launch, [inner[name] for name in launch.tensors])
+        for step in plan.steps:
+            _launch(functions, step, [inner[name] for name in step.tensors])
     if left := [name for name in counters if inner[name].any()]:
         raise RuntimeError(f"a kernel left counts in {', '.join(left)}")
     for name, edges in before.items():
         now = _edges(tensors[name])
         if not torch.equal(now.view(torch.uint8), edges.view(torch.uint8)):
             raise RuntimeError(f"a kernel wrote before or behind {name}")
-    outputs = [t for t in module.tensors if t.role == "output"]
-    write_data(place, TaskData({}, {t.name: _numbers(inner[t.name]) for t in outputs}))
+    outputs = [t.name for t in plan.of_role("output")]
+    write_data(place, TaskData({}, {name: _numbers(inner[name]) for name in outputs}))
 
 
-def _guarded(tensor: Tensor, given: np.ndarray | None, device: str) -> Any:
+def _guarded(tensor: Buffer, given: np.ndarray | None, device: str) -> Any:
     """A flat tensor with guards, which holds what is given, or else poison."""
     import torch
 
@@ -141,10 +141,11 @@ def _edges(whole: Any) -> Any:
     return torch.cat([whole[:GUARD], whole[-GUARD:]])
 
 
-def _launch(functions: Any, launch: Launch, args: Sequence[Any]) -> None:
-    grid = min(launch.programs, PROGRAMS) if launch.persistent else launch.programs
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    getattr(functions, launch.kernel)[(grid,)](*args, **options)
+def _launch(functions: Any, step: Step, args: Sequence[Any]) -> None:
+    grid = min(step.programs, PROGRAMS) if step.persistent else step.programs
+    options = {"num_warps": step.warps, "num_stages": step.stages}
+    if grid:
+        getattr(functions, step.kernel)[(grid,)](*args, *step.sizes, **options)
 
 
 def _numbers(tensor: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +18,7 @@ from typing import Any
 
 from .counters import ROLE as COUNTER
 from .counters import Counters
+from .sizes import Size, evaluate, frozen, sizes_of
 
 INTERPRETED_PROCESSORS = 4  # what a persistent grid finds where there is no GPU
 
@@ -35,7 +36,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Step:
-    """One launch of the kernel `kernel`: tensors by position, and nothing else.
+    """One launch of the kernel `kernel`: tensors by position, then sizes, nothing else.
 
     persistent: programs per multiprocessor at most, 0 for all at once; descriptors: the kernel
     makes tensor descriptors, for which it needs memory at its launch; registers: of a thread at
@@ -50,6 +51,7 @@ class Step:
     persistent: int = 0
     descriptors: bool = False
     registers: int = 0
+    sizes: tuple[int, ...] = ()
 
     def grid(self, processors: int) -> int:
         """How many programs are launched on a device with so many multiprocessors."""
@@ -66,12 +68,29 @@ class Plan:
     steps: tuple[Step, ...]
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Of {"tensors": [...], "launches": [...]}; other keys are left alone."""
+    def from_json(
+        cls, data: Mapping[str, Any], shapes: Mapping[str, Sequence[int]] | None = None
+    ) -> Plan:
+        """Of {"tensors": [...], "launches": [...], "sizes": [...]}; other keys are left alone.
+
+        shapes: of the operands by name, where the kernels serve several. Raises: SizeError.
+        """
+        values = sizes_of([Size(**row) for row in data.get("sizes", ())], shapes or {})
+
+        def number(count: Any) -> int:
+            return evaluate(frozen(count), values)
+
         buffers = tuple(
-            Buffer(**{**row, "extents": tuple(row["extents"])}) for row in data["tensors"]
+            Buffer(**{**row, "extents": tuple(map(number, row["extents"]))})
+            for row in data["tensors"]
         )
-        steps = tuple(Step(**{**row, "tensors": tuple(row["tensors"])}) for row in data["launches"])
+        steps = tuple(
+            Step(**{
+                **row, "tensors": tuple(row["tensors"]), "programs": number(row["programs"]),
+                "sizes": tuple(values[name] for name in row.get("sizes", ())),
+            })
+            for row in data["launches"]
+        )  # fmt: skip
         return cls(buffers, steps)
 
     def of_role(self, *roles: str) -> tuple[Buffer, ...]:
@@ -113,9 +132,11 @@ class Launcher:
         every = {**tensors, **scratch, **self._counters.on(device)}
         processors = processor_count(device)
         for step in self.plan.steps:
+            if not step.programs:  # nothing to compute, and no launch of nothing
+                continue
             run = functools.partial(
                 self.functions[step.kernel][(step.grid(processors),)],
-                *(every[name] for name in step.tensors),
+                *(every[name] for name in step.tensors), *step.sizes,
                 num_warps=step.warps, num_stages=step.stages, maxnreg=step.registers or None,
             )  # fmt: skip
             if step.descriptors:
