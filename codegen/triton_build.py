@@ -33,6 +33,7 @@ from autosched.codegen.triton_entry import (
     BuiltKernel,
     read_build,
 )
+from autosched.codegen.triton_faults import fault_of
 from autosched.codegen.triton_spec import Launch, TritonModule
 from autosched.ir.record import canonical_json
 from autosched.ir.target import Target
@@ -55,6 +56,10 @@ class DoesNotFitError(ValueError):
     """A kernel compiles, and needs more than the target has."""
 
 
+class MiscompiledError(RuntimeError):
+    """What the compiler made has a fault that is known to give wrong values."""
+
+
 def toolchain() -> str:
     """Name and version of the compiler."""
     return f"triton-{triton.__version__}"
@@ -70,7 +75,8 @@ def build_key(module: TritonModule, target: Target) -> str:
 def build(module: TritonModule, target: Target, cache: Path) -> Build:
     """The entry of a module, compiled unless it is there already.
 
-    Raises: DoesNotFitError; and whatever Triton raises for a source that it cannot compile.
+    Raises: DoesNotFitError, MiscompiledError; and whatever Triton raises for a source that it
+    cannot compile.
     """
     final = cache / build_key(module, target)
     if (final / INDEX).is_file():
@@ -125,6 +131,9 @@ def _compiled(
         # Line tables name the folder of the build: equal modules would make unequal packages.
         triton.knobs.compilation.disable_line_info = True
         compiled = triton.compile(source, target=gpu_target(target), options=options)
+    fault = fault_of(compiled.asm["ttgir"])
+    if fault is not None:
+        raise MiscompiledError(f"{launch.kernel}: {fault}")
     facts = compiled.metadata
     file.write_bytes(compiled.asm["cubin"])
     registers, spills = _usage(file)

@@ -42,7 +42,7 @@ class Loops(Dots):
             count = trips.attr[0] if trips.op == "const" else None
             if count is not None and count <= 0:
                 continue
-            if count == 1:
+            if count == 1 and not _goes_on(node):
                 states = self.once(node, self.value(low), states)
             else:
                 states = self.loop(node, low, high, states)
@@ -65,8 +65,10 @@ class Loops(Dots):
         if lo.dims or hi.dims:
             raise Unsupported(f"the bounds of a fold over {axis} vary along a tile axis")
         held = [
-            self.variable(node, name, state, init, kind)
-            for name, state, init, kind in zip(names, states, inits, node.types)
+            self.variable(node, name, state, init, kind, is_cast(step, kind.dtype))
+            for name, state, init, kind, step in zip(
+                names, states, inits, node.types, inits[len(names) :]
+            )
         ]
         index = self.scopes.fresh(axis)
         self.scopes.enter({axis: Val(index, (), "int32")}, dict(zip(names, held)), loop=True)
@@ -95,6 +97,8 @@ class Loops(Dots):
         """The yields of one step, and the statements that store its outputs."""
         _, names, n_intervals, _ = node.attr
         rest = node.src[2 * n_intervals + len(names) :]
+        for product in _ready(rest[: len(names)]):
+            self.value(product)
         yields = []
         for name, step in zip(names, rest):
             self.hints.setdefault(step, f"new_{name}")
@@ -107,9 +111,14 @@ class Loops(Dots):
             self.statements(self.riders[node])
         return yields
 
-    def variable(self, fold: Node, name: str, state: Val, init: Node, result: Type) -> Val:
-        """The variable of a state, set to its start; one that nobody else reads is taken over."""
-        kind = "float32" if result.dtype in NARROW else result.dtype
+    def variable(
+        self, fold: Node, name: str, state: Val, init: Node, result: Type, rounded: bool
+    ) -> Val:
+        """The variable of a state, set to its start; one that nobody else reads is taken over.
+
+        rounded: each step rounds it to its type, so that nothing is lost when it is held in it.
+        """
+        kind = "float32" if result.dtype in NARROW and not rounded else result.dtype
         dims = self.tile_dims(result.axes)
         owner = self.owners.get(state.text)
         if state.literal:
@@ -150,6 +159,43 @@ class Loops(Dots):
                 continue
             name, y = todo.pop(free[0])
             self.scopes.line(f"{name} = {y.text}")
+
+
+def _goes_on(fold: Node) -> bool:
+    """Whether products go on from those of another loop. Behind that loop, outside one of its own,
+    the compiler may want the sum in two layouts, and then waits for it twice (`triton_faults`)."""
+    inits = fold.src[2 * fold.attr[2] :][: len(fold.attr[1])]
+    return any(i.op == "get" and i.src[0].op == "fold" for i in inits) and any(
+        n.op == "dot" for n in walk(*fold.src)
+    )
+
+
+def is_cast(value: Node, dtype: str) -> bool:
+    return value.op == "map" and value.attr[0] == f"cast:{dtype}"
+
+
+def _ready(yields: Sequence[Node]) -> list[Node]:
+    """The products that a step can start with, of loads and states alone: sums of a state and a
+    product first. What runs on tensor cores by itself is then on its way before the rest."""
+    sums: dict[Node, None] = {}
+    products: dict[Node, None] = {}
+    for node in (n for n in walk(*yields) if n not in yields):
+        if node.op == "dot" and all(map(_at_hand, node.src)):
+            products[node] = None
+        elif node.op == "map" and node.attr[0] == "add":
+            parts = [s for s in node.src if s.op == "dot" and all(map(_at_hand, s.src))]
+            if len(parts) == 1 and any(s.op == "carry" for s in node.src):
+                sums[node] = None
+    inside = {s for n in sums for s in n.src}
+    alone = [n for n in (*products, *yields) if n.op == "dot" and n not in inside]
+    return [*sums, *(n for n in alone if all(map(_at_hand, n.src)))] if sums else []
+
+
+def _at_hand(value: Node) -> bool:
+    """Whether it is a state or something in memory, as it is or in another type."""
+    while value.op == "map" and value.attr[0].startswith("cast:"):
+        (value,) = value.src
+    return value.op in ("carry", "load")
 
 
 def _number(val: Val) -> float:
