@@ -39,8 +39,11 @@ class Folder:
         return [r for r in read_results(self._place) if r.data["options"] == self._signature]
 
     def add(self, data: Mapping[str, Any]) -> None:
-        with open(self._place / "rows.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({**data, "options": self._signature}) + "\n")
+        path = self._place / "rows.jsonl"
+        cut_short = path.exists() and not path.read_bytes().endswith(b"\n")
+        with open(path, "a", encoding="utf-8") as file:
+            line = json.dumps({**data, "options": self._signature})
+            file.write("\n" * cut_short + line + "\n")
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Writes what is not written row by row."""

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 
-from autosched.codegen.jobs import Failed
 from autosched.datasets.shipped import shipped_records
 from autosched.datasets.store import Store
 from autosched.datasets.suites import SuiteRow
@@ -21,6 +20,7 @@ from autosched.ir.count import count
 from autosched.ir.partition import Task
 from autosched.ir.record import CONDEMNED, Record
 from autosched.ir.schedule import Schedule
+from autosched.ir.target import parse_target
 from autosched.search.strategy import ask
 from autosched.tools.campaign import Bench, Book, Entry, TaskState, open_task
 from autosched.tools.explore import Explorer
@@ -49,7 +49,7 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Ours:
-    """What there is for a row. seconds: of search, from the first look at the space on; tried:
+    """What there is for a row. seconds: of search, from the first look at its space on; tried:
     schedules; failures: how many, by status; known: schedules that logs had."""
 
     finalists: tuple[Finalist, ...]
@@ -66,20 +66,22 @@ class Finder:
     def __init__(self, lab: TritonLab, store: Store, bench: Bench, how: How) -> None:
         self._lab, self._book, self._bench, self._how = lab, Book(store, bench), bench, how
         self._learner = Learner(bench.seed)
-        self._logs = known_schedules(bench.target.key, store)
+        # What was measured on another device of this architecture is a good start, too.
+        keys = dict.fromkeys((bench.target.key, parse_target(bench.target.name).key))
+        self._logs = known_schedules(tuple(keys), store)
         self._taught = False
 
     def find(self, row: SuiteRow, spare_s: float) -> Ours:
         """The best few for a row; spare_s: seconds that a search may take at most."""
-        begun = time.monotonic()
         program = row.program()
         work = count(program)
         task = Task(program.key, program, 1, work.flops, work.read_bytes + work.write_bytes,
                     row.name, row.source)  # fmt: skip
+        self._teach()
+        begun = time.monotonic()
         state = open_task(task, self._bench.target, self._bench.seed, self._learner.model)
         if not state.pool.sketches:
             return Ours((), None, 0, {}, 0, "no sketch fits this program")
-        self._teach(state)
         known = [] if self._how.model_only else list(self._logs.get(program.key, ()))[:KNOWN]
         explorer = Explorer((state,), self._lab, self._book, self._learner, Stopper(None), silent)
         if known:
@@ -97,12 +99,11 @@ class Finder:
         return Ours(tuple(_finalists(state, by)), seconds, state.tried, state.failures,
                     len(known))  # fmt: skip
 
-    def _teach(self, state: TaskState) -> None:
-        """The model learns from the logs once, before the first row that asks it."""
+    def _teach(self) -> None:
+        """The model learns from the logs once, before the first row."""
         if not self._taught:
-            self._learner.read(self._book.store, self._bench, [state])
+            self._learner.read(self._book.store, self._bench, ())
             self._taught = True
-        self._learner.refresh(state)
 
     def _pick(self, explorer: Explorer, state: TaskState) -> None:
         """The model's best in turn, until one is right (or builds, where nothing measures)."""
@@ -126,12 +127,13 @@ def _finalists(state: TaskState, by: str) -> list[Finalist]:
     ]  # fmt: skip
 
 
-def known_schedules(target: str, *stores: Store) -> dict[str, tuple[Schedule, ...]]:
-    """Schedules by workload, the fastest first, as the package's logs and stores have them; none
-    that was ever wrong."""
-    records, _ = shipped_records(target)
-    for store in stores:
-        records += store.records(target=target, peers=False)
+def known_schedules(targets: Sequence[str], *stores: Store) -> dict[str, tuple[Schedule, ...]]:
+    """Schedules by workload, the fastest first, as the package's logs and stores have them for the
+    keys of targets; none that was ever wrong."""
+    records: list[Record] = []
+    for target in targets:
+        records += shipped_records(target)[0]
+        records += [r for s in stores for r in s.records(target=target, peers=False)]
     tried: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record.peer is None:
@@ -150,8 +152,3 @@ def _ranked(group: Mapping[str, Sequence[Record]]) -> tuple[Schedule, ...]:
 
 def _by_time(row: tuple[float, str, Record]) -> tuple[float, str]:
     return row[:2]
-
-
-def why(failed: Failed) -> str:
-    """The first words of a failure."""
-    return failed.reason.splitlines()[0][:300] if failed.reason else failed.status.value
