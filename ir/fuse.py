@@ -49,12 +49,16 @@ def without_unread(values: Sequence[Node]) -> list[Node]:
 def _group(values: Sequence[Node]) -> list[Node]:
     """Folds with one header that are independent of each other, or none."""
     folds = [n for n in walk(*values) if n.op == "fold"]
+    steps = {f.attr[0] for f in folds}
+    around = {f: {a for a, _ in f.free} & steps for f in folds}  # loops that it is made anew in
     below = {f: set(walk(*f.src)) for f in folds}
     inside = {f: {g for g in folds if g is not f and g in below[f]} for f in folds}
     for k, first in enumerate(folds):
         same = [first]
         for other in folds[k + 1 :]:
             if _header(other) != _header(first) or other.carries != first.carries:
+                continue
+            if around[other] != around[first]:
                 continue
             if any(other in inside[f] or f in inside[other] for f in same):
                 continue
