@@ -165,6 +165,8 @@ def _row(group: str, common: _Facts, row: _Facts) -> SuiteRow:
     given = {**common.get("sizes", {}), **row}
     family, cut = row.get("define", common["define"]), tuple(given.get("cut", ()))
     sizes = {k: v for k, v in given.items() if k not in _NO_SIZES}
+    if cut and "t" in sizes:
+        raise SuiteError(f"group {group}: a row has tokens and lengths of documents; give one")
     if tokens := (sizes.pop("t", 0) or sum(cut)):
         sizes |= {"i": tokens, "j": tokens}
     peers = (*common.get("peers", ()), *row.get("peers", ()))
