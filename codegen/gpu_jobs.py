@@ -112,10 +112,17 @@ def _timed(
 
 
 @contextmanager
-def opened(task: GpuTask, entry: str, launcher: str = "cubin") -> Iterator[Bound]:
-    """A build bound to the task's inputs and to outputs between guards."""
+def opened(
+    task: GpuTask, entry: str, launcher: str = "cubin", module: Mapping[str, Any] | None = None
+) -> Iterator[Bound]:
+    """A build bound to the task's inputs and to outputs between guards.
+
+    module: tensors and launches of the task's own (a TritonModule as JSON), where the build is
+    one that several tasks share.
+    """
     build = read_build(Path(entry))
-    plan = Plan.from_json(build.module.to_json(), {n: x.shape for n, x in task.inputs.items()})
+    shapes = {n: x.shape for n, x in task.inputs.items()}
+    plan = Plan.from_json(build.module.to_json() if module is None else module, shapes)
     outputs, guards = _outputs(plan, task)
     tensors = {**_operands(plan, task), **outputs}
     if launcher == "jit":

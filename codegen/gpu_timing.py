@@ -49,8 +49,8 @@ def capture(run: Run, cold: bool = False) -> Replay:
     for _ in range(WARMUP_RUNS):
         run()
     torch.cuda.synchronize()
-    once_us = _eager_us(run)
-    inner = 1 if cold else int(min(MAX_INNER, max(1, GRAPH_US / max(once_us, 1e-3))))
+    once_us = eager_us(run)
+    inner = 1 if cold else _inner(once_us)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(inner):
@@ -62,7 +62,26 @@ def capture(run: Run, cold: bool = False) -> Replay:
     return replay
 
 
-def _eager_us(run: Run) -> float:
+def recorded(run: Run, once_us: float) -> Replay:
+    """The same of a call that has run before and takes about once_us, in a busy process: without
+    the warm-up, and without the collection of garbage and the emptied caches of torch's own."""
+    inner, graph = _inner(once_us), torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        graph.capture_begin()
+        for _ in range(inner):
+            run()
+        graph.capture_end()
+    return Replay(graph, inner)
+
+
+def _inner(once_us: float) -> int:
+    """Runs that one graph holds."""
+    return int(min(MAX_INNER, max(1, GRAPH_US / max(once_us, 1e-3))))
+
+
+def eager_us(run: Run) -> float:
     """A run as it is launched one by one: at least what a replay takes."""
     begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begun.record()
@@ -96,7 +115,7 @@ def time_run(
 def _slow(run: Run, limit_us: float) -> list[float] | None:
     """A few plain runs of what is hopeless: much slower than its limit, launches and all."""
     run()
-    samples = [_eager_us(run) for _ in range(PROBE_SAMPLES)]
+    samples = [eager_us(run) for _ in range(PROBE_SAMPLES)]
     return samples if min(samples) > limit_us + 100.0 else None
 
 

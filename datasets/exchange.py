@@ -24,6 +24,8 @@ VERSION = 1
 
 _TEXT_COLUMN = "workload_text"
 _FORMAT_KEY = b"autosched-records-version"
+_FACTS_KEY = b"autosched-facts"
+_LEVEL = 3  # of compression, for files that are written while something waits
 # Parquet type of each column; nested values travel as their JSON text.
 _PARQUET_TYPES: Mapping[str, str] = {
     "workload": "string", "target": "string", "schedule": "string", "status": "string",
@@ -61,6 +63,59 @@ def read_records(path: Path | str) -> tuple[list[Record], dict[str, str]]:
         return read(source)
     except OSError as error:
         raise StoreError(f"cannot read {source}: {error.strerror or error}") from error
+
+
+def write_records(
+    path: Path | str, records: Iterable[Record], workloads: Mapping[str, str],
+    facts: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """A Parquet file of records and the texts of their workloads.
+
+    facts: what the file says of itself, plain JSON; `read_facts` reads it back.
+    """
+    with _published(Path(path)) as temporary:
+        _write_parquet(temporary, records, workloads, facts)
+
+
+def read_facts(path: Path | str) -> dict[str, Any]:
+    """What a Parquet file of records says of itself; nothing where nothing was said."""
+    arrow, parquet = _pyarrow()
+    try:
+        metadata = parquet.read_schema(path).metadata or {}
+        return dict(json.loads(metadata.get(_FACTS_KEY, b"{}")))
+    except (OSError, arrow.ArrowException, ValueError) as error:
+        raise StoreError(f"cannot read {path}: {error}") from error
+
+
+def merge_files(
+    paths: Iterable[Path | str], target: Path | str, facts: Mapping[str, Any] | None = None,
+    *, level: int = _LEVEL,
+) -> int:  # fmt: skip
+    """One Parquet file of the rows of several: each row once, like beside like, so that it packs
+    well; returns how many. Records are not looked into. Raises: StoreError."""
+    arrow, parquet = _pyarrow()
+    names = (*_PARQUET_TYPES, _TEXT_COLUMN)
+    rows: dict[tuple[Any, ...], None] = {}
+    texts: dict[str, str] = {}
+    for path in paths:
+        try:
+            table = parquet.read_table(path)
+            _check_metadata(table)
+            columns = [table.column(name).to_pylist() for name in names]
+        except (OSError, arrow.ArrowException, ValueError, KeyError) as error:
+            raise StoreError(f"{path}: {error}. Nothing was merged") from error
+        rows |= dict.fromkeys(zip(*columns[:-1]))
+        texts |= dict(zip(columns[0], columns[-1]))
+    order = [list(_PARQUET_TYPES).index(name) for name in ("workload", "schedule", "when")]
+    ranked = sorted(rows, key=lambda row: tuple(row[n] for n in order))
+    made = {
+        name: arrow.array([row[n] for row in ranked], getattr(arrow, kind)())
+        for n, (name, kind) in enumerate(_PARQUET_TYPES.items())
+    }
+    made[_TEXT_COLUMN] = arrow.array([texts[row[0]] for row in ranked], arrow.string())
+    with _published(Path(target)) as temporary:
+        _write_table(temporary, made, facts, level)
+    return len(ranked)
 
 
 def _write_lines(path: Path, records: Iterable[Record], workloads: Mapping[str, str]) -> None:
@@ -111,8 +166,11 @@ def _check_header(value: Any) -> None:
                          f"version {VERSION}")
 
 
-def _write_parquet(path: Path, records: Iterable[Record], workloads: Mapping[str, str]) -> None:
-    arrow, parquet = _pyarrow()
+def _write_parquet(
+    path: Path, records: Iterable[Record], workloads: Mapping[str, str],
+    facts: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    arrow, _ = _pyarrow()
     rows = [r.to_json() for r in records]
     columns = {
         name: arrow.array([canonical_json(row[name]) if name in _NESTED else row[name]
@@ -120,18 +178,31 @@ def _write_parquet(path: Path, records: Iterable[Record], workloads: Mapping[str
         for name, kind in _PARQUET_TYPES.items()
     }
     texts = arrow.array([workloads[row["workload"]] for row in rows], arrow.string())
-    table = arrow.table({**columns, _TEXT_COLUMN: texts.dictionary_encode()})
-    table = table.replace_schema_metadata({_FORMAT_KEY: str(VERSION).encode()})
-    parquet.write_table(table, path, compression="zstd")
+    _write_table(path, {**columns, _TEXT_COLUMN: texts}, facts, _LEVEL)
+
+
+def _write_table(
+    path: Path, columns: Mapping[str, Any], facts: Mapping[str, Any] | None, level: int
+) -> None:
+    """Texts of workloads are stored once; Parquet itself keeps dictionaries of the rest."""
+    arrow, parquet = _pyarrow()
+    table = arrow.table({**columns, _TEXT_COLUMN: columns[_TEXT_COLUMN].dictionary_encode()})
+    told = {} if facts is None else {_FACTS_KEY: canonical_json(facts).encode()}
+    table = table.replace_schema_metadata({_FORMAT_KEY: str(VERSION).encode(), **told})
+    parquet.write_table(table, path, compression="zstd", compression_level=level)
+
+
+def _check_metadata(table: Any) -> None:
+    version = (table.schema.metadata or {}).get(_FORMAT_KEY, b"").decode()
+    _check_header({"format": FORMAT if version else None,
+                   "version": int(version) if version else None})
 
 
 def _read_parquet(path: Path) -> tuple[list[Record], dict[str, str]]:
     arrow, parquet = _pyarrow()
     try:
         table = parquet.read_table(path)
-        version = (table.schema.metadata or {}).get(_FORMAT_KEY, b"").decode()
-        _check_header({"format": FORMAT if version else None,
-                       "version": int(version) if version else None})
+        _check_metadata(table)
         rows = table.to_pylist()
         workloads = {row["workload"]: row.pop(_TEXT_COLUMN) for row in rows}
         records = [Record.from_json({**row, **{n: json.loads(row[n]) for n in _NESTED}})

@@ -111,6 +111,15 @@ class Store:
         values = [value for value in wanted.values() if value is not None]
         return [_record(row) for row in self._query(f"{_SELECT}{where} ORDER BY id", values)]
 
+    def attempts(self, target: str, toolchain: str
+                 ) -> list[tuple[str, str, Status, float | None]]:  # fmt: skip
+        """Workload, schedule's text, status and latency_us of every record of ours, in the order
+        they were stored: what a run that goes on must know, without making Records of it."""
+        rows = self._query("SELECT workload, schedule, status, latency_us FROM records WHERE "
+                           "target = ? AND toolchain = ? AND peer IS NULL ORDER BY id",
+                           (target, toolchain))
+        return [(workload, text, Status(status), us) for workload, text, status, us in rows]
+
     def best(self, workload: str, target: str, *, toolchain: str | None = None,
              device: str | None = None, threads: int | None = None,
              checked: Collection[str] | None = None) -> Record | None:

@@ -39,6 +39,7 @@ MODELS: tuple[tuple[str, int, int, int, int, int], ...] = (
 TOKENS = (128, 197, 256, 384, 512, 577, 1024, 1500, 1576, 2048, 3072, 4096, 8192)
 FEW = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 DTYPES = ("bfloat16",) * 6 + ("float16",) * 2 + ("float32",)
+ROWS = ("rmsnorm", "layernorm", "softmax", "unit_rows", "logsumexp")
 EPILOGUES = ("relu", "relu squared", "silu", "gelu", "gelu tanh", "none")
 
 
@@ -88,7 +89,8 @@ def _cross(rng: np.random.Generator) -> _Sizes:
 
 def _decode(rng: np.random.Generator) -> _Sizes:
     return {**_heads(rng, rng.random() < 0.8), "b": _pick(rng, (1, 2, 4, 8, 16, 32, 64)), "i": 1,
-            "j": _pick(rng, (1024, 2048, 4096, 8192, 16384, 32768, _size(rng, 512, 40000)))}  # fmt: skip
+            "j": _pick(rng, (1024, 2048, 4096, 8192, 16384, 32768, _size(rng, 512, 40000))),
+            }  # fmt: skip
 
 
 def _masked(rng: np.random.Generator) -> _Sizes:
@@ -145,7 +147,7 @@ GROUPS: Mapping[str, tuple[str, str, int, _Draw]] = {
     "decode": ("Attention of one query", "attention", 32, _decode),
     "masked": ("Attention, static masks", "attention", 32, _masked),
     "norm": ("Norms of rows", "rmsnorm", 36, _typed(lambda r: {
-        **_rows(r), "define": _pick(r, ("rmsnorm", "layernorm", "softmax", "unit_rows", "logsumexp"))})),
+        **_rows(r), "define": _pick(r, ROWS)})),
     "reduction": ("Reductions of rows and columns", "reduction", 28, _typed(lambda r: {
         **_rows(r), "along": _pick(r, ("rows", "columns")),
         "reduce": _pick(r, ("sum", "mean square", "largest"))})),
