@@ -30,9 +30,13 @@ def resource_limits(kernel: Node, target: Target) -> list[Node]:
         # A store through a descriptor leaves from shared memory.
         kept = ext_add(kept, ext_mul(_bytes(store.src[1], loops), facts.get("descriptors", 0)))
     handed = _handed_on(nodes)
+    merges = {
+        n for x in nodes if x.op == "forall" for after in _behind_parts(x) for n in walk(after)
+    }
     for node in nodes:
         if node.op == "fold":
-            staged = ext_mul(_staged_bytes(node, loops), stages)
+            step = _read_bytes(node, loops) if node in merges else _staged_bytes(node, loops)
+            staged = ext_mul(step, stages)
             for name, value in handed.items():
                 staged = ext_add(staged, _bytes(value, loops) if name in node.attr[1] else 0)
             if staged != 0:
@@ -89,6 +93,23 @@ def _register_bytes(nodes: Sequence[Node], loops: set[str]) -> list[Extent]:
         elif node.op == "store":
             out.append(_bytes(node.src[1], loops))
     return [o for o in out if isinstance(o, Node) or o > 0]
+
+
+def _behind_parts(loop: Node) -> tuple[Node, ...]:
+    """The statements that the last of several programs does."""
+    body = loop.src[2:]
+    split = body[0].op == "forall" and body[0].attr[1] == "arrive"
+    return body[1:] if split else ()
+
+
+def _read_bytes(fold: Node, loops: set[str]) -> Extent:
+    """Bytes of the boxes that a merge reads at each of its steps."""
+    axis = fold.attr[0]
+    total: Extent = 0
+    for load in walk(*fold.src[2 * fold.attr[2] :]):
+        if load.op == "load" and axis in load.names:
+            total = ext_add(total, _bytes(load, loops))
+    return total
 
 
 def _staged_bytes(fold: Node, loops: set[str]) -> Extent:

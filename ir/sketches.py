@@ -6,11 +6,12 @@ from autosched.ir.node import Program
 from autosched.ir.schedule import Sketch
 from autosched.ir.sketch_cpu import cpu_sketches
 from autosched.ir.sketch_gpu import gpu_sketches
+from autosched.ir.sketch_split import split_sketches
 from autosched.ir.target import Target
 
-GENERATORS = {"cpu": cpu_sketches, "gpu": gpu_sketches}
+GENERATORS = {"cpu": (cpu_sketches,), "gpu": (gpu_sketches, split_sketches)}
 
 
 def sketches(program: Program, target: Target) -> tuple[Sketch, ...]:
     """The sketches of an algebra program; none where no rule fits (a bug worth a report)."""
-    return GENERATORS[target.kind](program, target)
+    return tuple(s for generate in GENERATORS[target.kind] for s in generate(program, target))

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from .gpu import torch_module
+
 if TYPE_CHECKING:
     from .launch import Buffer
 
@@ -35,7 +37,7 @@ class Counters:
         """Counters by name for a launch on the device's current stream, now."""
         if not self._sizes:
             return {}
-        torch = _torch()
+        torch = torch_module()
         cuda = device.type == "cuda"
         if cuda and torch.cuda.is_current_stream_capturing():
             self._recorded.append(_slabs.piece(device, self._whole, recorded=True))
@@ -65,7 +67,7 @@ class _Slabs:
     def piece(self, device: Any, count: int, recorded: bool) -> Any:
         """That many zeros; recorded: a graph is being captured, in which new ones are set to 0 at
         each replay."""
-        torch = _torch()
+        torch = torch_module()
         with self._lock:
             left = self._left.get(device)
             if left is None or len(left) < count:
@@ -79,10 +81,3 @@ class _Slabs:
 
 
 _slabs = _Slabs()
-
-
-def _torch() -> Any:
-    """torch, which the caller's tensors have loaded."""
-    import torch
-
-    return torch

@@ -37,7 +37,8 @@ from autosched.ir.ops import (
     where,
 )
 from autosched.ir.rules.action import Action, Illegal, act
-from autosched.ir.rules.corrections import NoRow, Step, corrected
+from autosched.ir.rules.corrections import corrected
+from autosched.ir.rules.states import NoRow, Step
 
 LONG = 512  # elements of an axis from which one pass may pay
 BLOCKS = (64, 128)

@@ -27,7 +27,7 @@ from autosched.ir.node import Extent, Node, Program, replace_nodes, walk
 from autosched.ir.ops import carry, fold, get, iota, map_, minimum
 from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.rules.cascade import Pass
-from autosched.ir.rules.corrections import NoRow, Parts
+from autosched.ir.rules.states import NoRow, Parts
 
 LONG = 512  # elements of an axis from which parts may pay
 BLOCKS = (64, 128)
