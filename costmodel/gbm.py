@@ -7,12 +7,12 @@ are no trees, and the model is the analytic one with a learned scale.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightgbm as lgb
 import numpy as np
 
 from autosched.costmodel.catalogue import VERSIONS
@@ -29,6 +29,9 @@ from autosched.costmodel.model import (
     log_prior,
 )
 from autosched.costmodel.roofline import RooflineModel
+
+if TYPE_CHECKING:
+    import lightgbm as lgb
 
 MIN_ROWS = 24
 MEMBERS = 3
@@ -55,7 +58,7 @@ class GbmModel:
         version = joined_version(rows, self.version)
         n = len(rows)
         offset = RooflineModel().fit(rows).offset
-        if n < MIN_ROWS:
+        if n < MIN_ROWS or not trees_grow_here():
             return GbmModel(self.seed, offset, version=version)
         inputs, target = design(rows.features), rows.residual - offset
         rng = np.random.default_rng(self.seed)
@@ -73,6 +76,8 @@ class GbmModel:
 
     def ready(self) -> GbmModel:
         """The same model with its trees parsed."""
+        import lightgbm as lgb
+
         boosters = tuple(lgb.Booster(model_str=text) for text in self.members)
         return replace(self, _boosters=boosters)
 
@@ -102,6 +107,8 @@ class GbmModel:
 
     @classmethod
     def load(cls, path: Path) -> GbmModel:
+        import lightgbm as lgb
+
         data = read_weights(path, "gbm", _FIELDS)
         members = tuple("\n".join(lines) for lines in data["members"])
         offset, weight, noise = (float(data[name]) for name in ("offset", "weight", "noise"))
@@ -121,7 +128,14 @@ def design(table: FeatureTable) -> np.ndarray:
     return np.column_stack([table.matrix, *shares])
 
 
+def trees_grow_here() -> bool:
+    """Whether LightGBM is installed: a machine that only measures may lack it."""
+    return importlib.util.find_spec("lightgbm") is not None
+
+
 def _train(inputs: np.ndarray, target: np.ndarray, seed: int) -> lgb.Booster:
+    import lightgbm as lgb
+
     params: dict[str, Any] = {
         "objective": "regression",
         "num_leaves": 7,
