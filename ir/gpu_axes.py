@@ -60,17 +60,16 @@ def kernel_axes(values: Sequence[Node], stop: set[Node]) -> KernelAxes:
 
 
 def _walk(values: Sequence[Node], stop: set[Node]) -> Iterator[Node]:
-    """Nodes below the values, down to those that have a kernel of their own."""
+    """Nodes below the values, without those that have a kernel of their own."""
     seen: set[Node] = set()
     todo = list(values)
     while todo:
         node = todo.pop()
-        if node in seen:
+        if node in seen or (node in stop and node not in values):
             continue
         seen.add(node)
         yield node
-        if node not in stop or node in values:
-            todo.extend(node.src)
+        todo.extend(node.src)
 
 
 def product_of(node: Node) -> tuple[set[str], set[str]] | None:

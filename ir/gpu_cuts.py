@@ -13,6 +13,7 @@ from autosched.ir.schedule import Knob
 MATRIX_BLOCKS = (16, 32, 64, 128, 256)
 STEP_BLOCKS = (16, 32, 64, 128)  # elements of a reduced axis between two loads
 ROW_BLOCKS = (1, 2, 4, 8, 16, 32, 64)
+SUM_BLOCKS = (512, 2048)  # of a line of which no more than sums are stored, besides all of it
 LINE_BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 WHOLE = 256  # elements of a matrix axis that stay in one box
 LONGEST_SIDE = 512  # of one whose rows are reduced, too: cut, each block would compute all of it
@@ -126,6 +127,8 @@ def line_cut(dims: Sequence[str], extents: dict[str, int], axes: KernelAxes) -> 
             out[axis] = 0
         elif axis in axes.reduced or axis in axes.scanned:
             out[axis] = 0 if extent <= LONG_LINE else _up_to(LINE_BLOCKS, extent)
+        elif axis == dims[-1] and set(axes.reduced) - set(dims):
+            out[axis] = _up_to(sorted({*ROW_BLOCKS, *LINE_BLOCKS}), extent)
         elif axis == dims[-1]:
             short = power_of_two(extent) < LINE_BLOCKS[0]
             out[axis] = power_of_two(extent) if short else _up_to(LINE_BLOCKS, extent)
@@ -138,7 +141,10 @@ def line_cut(dims: Sequence[str], extents: dict[str, int], axes: KernelAxes) -> 
     return out
 
 
-def reduce_sizes(axis: str, extent: int, axes: KernelAxes, crowded: bool) -> Sizes:
+def reduce_sizes(
+    axis: str, extent: int, axes: KernelAxes, crowded: bool, stored: bool = True
+) -> Sizes:
+    """Blocks of a reduced axis, 0 for all of it; stored: values along it are stored too."""
     if axis in axes.contracted and axis not in axes.inside:
         if extent <= MIN_DOT:
             return 0
@@ -147,7 +153,12 @@ def reduce_sizes(axis: str, extent: int, axes: KernelAxes, crowded: bool) -> Siz
         return 0 if extent <= WHOLE else _up_to(STEP_BLOCKS, extent)
     if extent > LONG_LINE:
         return _up_to(LINE_BLOCKS, extent)
-    return _up_to(STEP_BLOCKS, extent) if crowded and extent > MIN_DOT else 0
+    if crowded and extent > MIN_DOT:
+        return _up_to(STEP_BLOCKS, extent)
+    if stored or axes.contracted or extent <= SUM_BLOCKS[0]:
+        return 0
+    cover = power_of_two(extent)
+    return (*(s for s in SUM_BLOCKS if s < cover), cover)
 
 
 def _up_to(sizes: Sequence[int], extent: int) -> Sizes:

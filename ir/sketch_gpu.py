@@ -105,6 +105,9 @@ def _of_program(
     # Several launches pay where one would do a contraction again and again, or can't be.
     if set(kept) - set(must) and (not single or _repeats(program)):
         yield from _with_kept(program, (*must, *kept), f"{prefix}apart.", head, target)
+        fewer = _first(kept)
+        if set(fewer) != set(kept):
+            yield from _with_kept(program, (*must, *fewer), f"{prefix}fewer.", head, target)
 
 
 def _with_kept(
@@ -163,6 +166,23 @@ def _apart(dear: Sequence[Node]) -> tuple[Node, ...]:
         if not n.carries
         and any(x.op == "reduce" and product_of(x) is not None for x in walk(n))
     )
+
+
+def _first(kept: Sequence[Node]) -> tuple[Node, ...]:
+    """Of kept values that hold contractions, those that do one themselves: what the others make of
+    them is done where it is read."""
+    out: list[Node] = []
+    for value in kept:  # sources come first
+        seen: set[Node] = set()
+        todo = [value]
+        while todo:
+            node = todo.pop()
+            if node not in seen and node not in out:
+                seen.add(node)
+                todo.extend(node.src)
+        if any(n.op == "reduce" and product_of(n) is not None for n in seen):
+            out.append(value)
+    return tuple(out)
 
 
 def _repeats(program: Program) -> bool:
@@ -232,10 +252,9 @@ def _ways(
             serial = a in walked and size not in (0, 1, tile.STEP)
             how = boxes.get(a, walked[a] if serial else "")
             plan_axes.append([a, size, *([how] if how else [])])
-        reduces = [
-            [a, knob_over(knobs, f"k{number}.sum.{a}", reduce_sizes(a, e, axes, crowded))]
-            for a, e in sorted(axes.reduced.items())
-        ]
+        steps = {a: reduce_sizes(a, e, axes, crowded, a in dims)
+                 for a, e in sorted(axes.reduced.items())}  # fmt: skip
+        reduces = [[a, knob_over(knobs, f"k{number}.sum.{a}", s)] for a, s in steps.items()]
         facts = [
             ["warps", knob_over(knobs, f"k{number}.warps", _warps(axes))],
             ["stages", knob_over(knobs, f"k{number}.stages", _stages(axes, reduces))],
