@@ -63,7 +63,7 @@ def _full(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         acc = hl.zeros([h, r, width], dtype=torch.float32)
         mine = q[h, r, :]
         for c in hl.tile(keys):
-            s = torch.bmm(mine, k[h, c, :].transpose(1, 2)) * scale
+            s = hl.dot(mine, k[h, c, :].transpose(1, 2), out_dtype=torch.float32) * scale
             higher = torch.maximum(top, torch.amax(s, -1))
             p = torch.exp2(s - higher[:, :, None])
             bend = torch.exp2(top - higher)
@@ -86,7 +86,7 @@ def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         acc = hl.zeros([h, r, width], dtype=torch.float32)
         mine = q[h, r, :]
         for c in hl.tile(0, r.end):
-            s = torch.bmm(mine, k[h, c, :].transpose(1, 2)) * scale
+            s = hl.dot(mine, k[h, c, :].transpose(1, 2), out_dtype=torch.float32) * scale
             s = torch.where((r.index[:, None] >= c.index[None, :])[None, :, :], s, float("-inf"))
             higher = torch.maximum(top, torch.amax(s, -1))
             p = torch.exp2(s - higher[:, :, None])
