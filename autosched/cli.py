@@ -120,7 +120,8 @@ def _checked(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 # ---- options that commands share -----------------------------------------------------------------
 
-ModelFile = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model.")]
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="The model: an ONNX file, or a "
+                                           ".pt2 file of torch.export.save.")]
 Kernels = Annotated[Path, typer.Option("--kernels", metavar="FOLDER", help="What tune wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")]
@@ -189,7 +190,7 @@ def verify(
     seed: Seed = 0,
     json: Json = False,
 ) -> Reply:  # fmt: skip
-    """Check a tuned model against onnxruntime, and every kernel against float64."""
+    """Check a tuned model against onnxruntime or torch, and every kernel against float64."""
     from autosched import screens
     from autosched.tools.verify import verify as run_verify
 
@@ -218,10 +219,12 @@ def run(
                              "Or: autosched bench --suite dense --out results/ --minutes 25"))
 @_command
 def bench(
-    model: Annotated[Path | None, typer.Argument(metavar="MODEL.onnx", help="The model; none "
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="The model; none "
                                                  "with --suite.")] = None,
     kernels: Annotated[Path | None, typer.Option(metavar="FOLDER", help="What tune wrote.")] = None,
-    against: Annotated[str, typer.Option(metavar="onnxruntime", help="The peer.")] = "onnxruntime",
+    against: Annotated[str | None, typer.Option(
+        metavar="PEER", help="onnxruntime for ONNX files; torch (the default there) or "
+        "torch.compile for .pt2 files.")] = None,
     inputs: Annotated[Path | None, typer.Option(
         metavar="IN.npz", help="Inputs by name; random ones by default.")] = None,
     rounds: Annotated[int, typer.Option(
@@ -262,7 +265,7 @@ def bench(
             "rounds": rounds,
         }, options.duration_s(tune), options.choice("--pick", pick, ("logs", "model")))
     if model is None or kernels is None:
-        raise options.OptionError("name a model and its kernels (MODEL.onnx --kernels FOLDER), or "
+        raise options.OptionError("name a model and its kernels (MODEL --kernels FOLDER), or "
                                   "a suite (--suite dense)")  # fmt: skip
     from autosched import screens
     from autosched.tools.bench import bench as run_bench

@@ -160,7 +160,6 @@ _Column = tuple[str, Callable[[TaskResult], str]]
 _CANDIDATES: _Column = ("candidates", lambda t: str(t.candidates))
 _PREDICTED: _Column = ("predicted µs", lambda t: micros(t.predicted_us))
 _TUNED: _Column = ("tuned µs", lambda t: micros(t.tuned_us))
-_PEER: _Column = ("onnxruntime µs", lambda t: micros(t.peer_us))
 _ROOFLINE: _Column = ("roofline µs", lambda t: micros(t.roofline_us))
 _SPEEDUP: _Column = ("speed-up", lambda t: ratio(t.speedup))
 _SHARE: _Column = ("share", lambda t: share(t.share))
@@ -174,7 +173,8 @@ def _columns(found: TuningResult) -> tuple[_Column, ...]:
         return (_PREDICTED, _ROOFLINE, _SHARE, _TRIED)
     if found.peer == "none":
         return (_TUNED, _PREDICTED, _ROOFLINE, _SHARE, _TRIED)
-    return (_TUNED, _PEER, _ROOFLINE, _SPEEDUP, _SHARE, _TRIED)
+    peer: _Column = (f"{found.peer} µs", lambda t: micros(t.peer_us))
+    return (_TUNED, peer, _ROOFLINE, _SPEEDUP, _SHARE, _TRIED)
 
 
 def tuning(found: TuningResult, out: Console) -> None:

@@ -2,7 +2,7 @@
 
 Each side lives in a process of its own at its default settings, and the two take turns, A B B A,
 while the other idles (codegen.pairing). A task is timed as the package runs it in the model, on
-the values it meets there; the peer's side of it is the same part of the ONNX graph on its own.
+the values it meets there; the peer's side of it is the same part of the model on its own.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ from autosched.codegen.pairing import Pairing, Side, paired
 from autosched.codegen.runtime.errors import KernelFailedError
 from autosched.codegen.workers import WorkerPool
 from autosched.costmodel.roofline import roofline_time
-from autosched.ir.frontend.onnx import load_model
 from autosched.ir.graph import ModelError
 from autosched.ir.target import Target, parse_target
 from autosched.ir.text import parse
 from autosched.tools.arrays import draw_model_inputs, read_npz, write_npz
-from autosched.tools.packages import Package, open_package
+from autosched.tools.models import ONNX, TORCH
+from autosched.tools.packages import Package, open_both
 from autosched.tools.sides import PeerError
 
-PEERS = ("onnxruntime",)
+# By the one who runs the model as it is: the peers of a race, each with its side; the first one is
+# the default.
+PEERS: Mapping[str, Mapping[str, str]] = {
+    ONNX: {"onnxruntime": "onnxruntime"},
+    TORCH: {"torch": "torch_eager", "torch.compile": "torch_compiled"},
+}
 VISIT_S, TASK_VISIT_S = 0.1, 0.03  # of timed running in each visit
 TASK_ROUNDS = 6  # at most: there are many tasks
 EXTRACT_S, SIDE_S = 180.0, 120.0  # until a job is given up
@@ -79,29 +84,39 @@ class Benchmark:
         return asdict(self)
 
 
-def bench(model: Path | str, kernels: Path | str, *, against: str = "onnxruntime",
+def bench(model: Any, kernels: Path | str, *, against: str | None = None,
           inputs: Path | str | None = None, rounds: int = 12, seed: int = 0,
-          progress: Say = lambda text: None) -> Benchmark:
+          progress: Say = lambda text: None, example_inputs: Any = None,
+          example_kwargs: Mapping[str, Any] | None = None) -> Benchmark:
     """Times the package `kernels` against a peer.
 
-    Args: inputs: an .npz file, else random ones by `seed`; rounds: of A B B A, end to end.
+    Args: model, example_inputs, example_kwargs: as `tune` takes them; against: "onnxruntime" for
+        ONNX files, "torch" or "torch.compile" for torch programs; inputs: an .npz file, else
+        random ones by `seed`; rounds: of A B B A, end to end.
     Raises: ModelError, PackageError.
     """
-    if against not in PEERS:
-        raise ModelError(f"--against {against!r}: the peers are {', '.join(PEERS)}")
-    package = open_package(model, kernels)
+    everybody = [name for peers in PEERS.values() for name in peers]
+    if against is not None and against not in everybody:
+        raise ModelError(f"--against {against!r}: the peers are {', '.join(everybody)}")
+    opened, package = open_both(model, kernels, example_inputs, example_kwargs)
+    peers = PEERS[opened.peer]
+    against = next(iter(peers)) if against is None else against
+    if against not in peers:
+        raise ModelError(f"--against {against!r}: the peers of {opened.name} are "
+                         f"{', '.join(peers)}")  # fmt: skip
     shapes, target = package.shapes, parse_target(package.target)
     if target.kind != "cpu":
         raise ModelError(f"{kernels} holds kernels for {target.name}, and {against} runs on the "
                          "CPU: there is no fair race. `autosched tune` on such a GPU measures "
                          "them; the times are in manifest.json")  # fmt: skip
-    graph = load_model(model, shapes)
+    graph = opened.graph
     arrays = draw_model_inputs(graph, seed) if inputs is None else read_npz(Path(inputs))
     package.model.run(arrays)  # a mistake in the inputs is said before anything is timed
     with _pool() as a, _pool() as b, tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "inputs.npz"
         write_npz(file, arrays)
-        timer = _Timer(a, b, str(Path(kernels).absolute()), str(Path(model).absolute()), str(file))
+        source = opened.file_in(Path(folder)).absolute()
+        timer = _Timer(a, b, str(Path(kernels).absolute()), str(source), str(file), peers[against])
         progress("the whole model")
         whole = timer.whole(rounds)
         progress("parts of the model for the peer")
@@ -127,13 +142,15 @@ def _pool() -> WorkerPool:
 
 @dataclass
 class _Timer:
-    """Two processes that take turns. stray: the most CPU an idle side was seen to use."""
+    """Two processes that take turns. side: the function that makes the peer's; stray: the most
+    CPU an idle side was seen to use."""
 
     ours: WorkerPool
     peer: WorkerPool
     kernels: str
     model: str
     inputs: str
+    side: str
     stray: float = 0.0
 
     def whole(self, rounds: int) -> Pairing:
@@ -141,7 +158,7 @@ class _Timer:
         theirs = {"model": self.model, "inputs": self.inputs}
         return self._paired(
             Side(self.ours, "autosched.tools.sides:tuned", mine),
-            Side(self.peer, "autosched.tools.sides:onnxruntime", theirs), rounds, VISIT_S,
+            Side(self.peer, f"autosched.tools.sides:{self.side}", theirs), rounds, VISIT_S,
         )  # fmt: skip
 
     def parts(self, shapes: Mapping[str, Sequence[int]], target: Target, seed: int,

@@ -13,7 +13,7 @@ from autosched.search.strategy import ask
 from autosched.tools.campaign import Book, Entry, TaskState, plain_schedules
 from autosched.tools.lab import AnyLab, Attempt, Built, Lab
 from autosched.tools.learner import Learner
-from autosched.tools.peers import Peer, peer_name
+from autosched.tools.peers import Peer
 from autosched.tools.stopping import Stopper
 from autosched.tools.tuning import Progress, RecordEvent, TuningError
 
@@ -120,7 +120,7 @@ class Explorer:
         ours = self.lab.side(state.key, entry.built)
         pairing = peer.against(ours, state.key, self.lab.limits.pair_rounds)
         if pairing is not None:
-            self.book.note_pair(state, entry, peer_name(), pairing)
+            self.book.note_pair(state, entry, peer.name, pairing)
 
     def _build(self, state: TaskState, entries: Sequence[Entry]) -> None:
         """Compiles what only earlier runs have compiled."""

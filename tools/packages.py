@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from autosched.codegen.runtime.errors import PackageError
-from autosched.codegen.runtime.manifest import Manifest, hash_file, read
+from autosched.codegen.runtime.manifest import Manifest, read
 from autosched.codegen.runtime.model import TunedModel, load
-from autosched.ir.graph import ModelError
+from autosched.tools.models import PROGRAM, Model, file_digest, open_model
 
 
 @dataclass(frozen=True)
@@ -32,31 +32,48 @@ class Package:
         return name
 
 
-def model_origin(model: Path) -> dict[str, str]:
-    """What a package remembers of the model that it was made from.
-
-    Raises: ModelError for a file that can't be read.
-    """
-    try:
-        return {"model": model.name, "sha256": hash_file(model)}
-    except OSError as error:
-        raise ModelError(
-            f"{model} can't be read: {error.strerror}; name the .onnx file of the model"
-        ) from error
-
-
 def open_package(model: Path | str, kernels: Path | str) -> Package:
-    """The package in `kernels`, checked to be made from `model`.
+    """The package in `kernels`, checked to be made from the file `model`.
 
     Raises: PackageError, ModelError.
     """
     manifest = read(kernels)
     origin: Mapping[str, Any] = manifest.data["origin"]
-    given = model_origin(Path(model))
-    if origin.get("sha256", given["sha256"]) != given["sha256"]:
+    path = Path(model)
+    given = file_digest(path)
+    if origin.get("sha256") == given:
+        return Package(manifest, load(kernels))
+    if "program" in origin and path.suffix == PROGRAM:
+        _check(manifest, "program", open_model(path).program.digest, str(path), kernels)
+    else:
+        _check(manifest, "sha256", given, str(path), kernels)
+    return Package(manifest, load(kernels))
+
+
+def open_both(
+    model: Any, kernels: Path | str, inputs: Any = None, keywords: Mapping[str, Any] | None = None
+) -> tuple[Model, Package]:
+    """A model (as tools.models.open_model has it) and the package of its kernels.
+
+    Raises: PackageError, ModelError.
+    """
+    if isinstance(model, (str, Path)):
+        package = open_package(model, kernels)
+        shapes = None if Path(model).suffix == PROGRAM else package.shapes
+        return open_model(model, shapes), package
+    opened = open_model(model, None, inputs, keywords)
+    manifest = read(kernels)
+    _check(manifest, "program", opened.program.digest, opened.name, kernels)
+    return opened, Package(manifest, load(kernels))
+
+
+def _check(manifest: Manifest, fact: str, given: str, model: str, kernels: Path | str) -> None:
+    """Refuses kernels whose model was another one, by a fact of it."""
+    origin = manifest.data["origin"]
+    known = str(origin.get(fact) or origin.get("sha256") or "")
+    if known and known != given:
         raise PackageError(
             f"the kernels in {kernels} were tuned for another model ({origin.get('model')}, "
-            f"SHA-256 {origin['sha256'][:16]}), not for {model} ({given['sha256'][:16]}); give "
-            "that model, or tune this one"
+            f"SHA-256 {known[:16]}), not for {model} ({given[:16]}); give that model, or tune "
+            "this one"
         )
-    return Package(manifest, load(kernels))

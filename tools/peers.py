@@ -1,10 +1,10 @@
-"""Tasks of a model in, what onnxruntime takes for the same part of it out.
+"""Tasks of a model in, what its peer (onnxruntime, or torch) takes for the same part of it out.
 
 The parts are found by their values: the model is run once with every value kept, our steps are
-evaluated in float64 on the same inputs, and equal contents tell which ONNX values a step reads
-and makes, whatever they are called, however they lie in memory and by whatever constant they are
-scaled (rules move factors). Each part is then a model of
-its own, timed at onnxruntime's defaults in a process that does nothing else.
+evaluated in float64 on the same inputs, and equal contents tell which values of the model a step
+reads and makes, whatever they are called, however they lie in memory and by whatever constant they
+are scaled (rules move factors). Each part is then a model of its own, timed at the peer's defaults
+in a process that does nothing else.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from autosched.codegen.jobs import Job, Ok
 from autosched.codegen.measure import Timing, time_callable
 from autosched.codegen.pairing import Pairing, Side, paired
 from autosched.codegen.workers import Ticket, WorkerPool
-from autosched.ir.frontend.onnx import load_model
 from autosched.ir.graph import ModelGraph
 from autosched.ir.interp import InterpError, evaluate
 from autosched.ir.partition import KernelStep, Partition, partition
 from autosched.ir.target import parse_target
 from autosched.tools.arrays import draw_model_inputs
+from autosched.tools.models import ONNX, TORCH, Model, open_model
+from autosched.tools.parts import Part, Parts
 from autosched.tools.plan import constants_of, numbers
-from autosched.tools.sides import kept_apart
-from autosched.tools.subgraph import OnnxModel, Part
+from autosched.tools.sides import kept_apart, torch_peer
+from autosched.tools.subgraph import OnnxModel
 
 SAME = 2e-3  # relative difference of two runs of one model, fp32 against float64
 EXTRACT_S, EVALUATE_S = 120.0, 15.0  # limits: of finding all parts, of float64 evaluation in it
@@ -41,22 +42,23 @@ VISIT_S = 0.03  # of a paired measurement
 _EXTERNAL = "session.model_external_initializers_file_folder_path"
 
 
-def peer_name() -> str:
+def peer_name(framework: str = ONNX) -> str:
     """Of the peer, as records have it."""
-    return f"onnxruntime-{version('onnxruntime')}"
+    return f"{framework}-{version(framework)}"
 
 
 # ---- the tuner's side ----------------------------------------------------------------------------
 
 
 class Peer:
-    """onnxruntime in a process of its own, and the parts of a model that tasks stand for.
+    """Who runs a model as it is, in a process of its own, and the parts that tasks stand for.
 
     folder: scratch space. Use as a context manager. Where the peer fails, there is no time of it:
     a tuning goes on without.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, framework: str = ONNX) -> None:
+        self.name = peer_name(framework)
         self._folder = folder
         self._pool = WorkerPool(1, EXTRACT_S, recycle_after=1 << 20,
                                 preload=("autosched.tools.peers",))  # fmt: skip
@@ -131,21 +133,21 @@ def extract(
     limit_s: of evaluating steps in float64; tasks beyond it have no part.
     Returns {"parts": {task key: {"model": file, "inputs": file}}, "missing": {key: why}}.
     """
-    graph = load_model(model, {n: tuple(s) for n, s in shapes.items()})
+    opened = open_model(model, shapes)
+    graph = opened.graph
     cut = partition(graph, parse_target(target))
     inputs = draw_model_inputs(graph, seed)
-    onnx_model = OnnxModel(Path(model))
-    arrays = _every_value(onnx_model, Path(model), inputs)
+    whole, arrays = _OPENED[opened.peer](opened, Path(model), inputs)
     ours, why = _our_values(graph, cut, inputs, arrays, limit_s)
-    table = _Contents(onnx_model, arrays)
+    table = _Contents(whole, arrays)
     parts: dict[str, dict[str, str]] = {}
     missing: dict[str, str] = {}
     for step in cut.steps:
         if not isinstance(step, KernelStep) or step.constant or step.task in parts:
             continue
-        part = _part(step, ours, onnx_model, arrays, table)
+        part = _part(step, ours, whole, arrays, table)
         if part is None:
-            missing[step.task] = why or "its values are not those of a part of the ONNX graph"
+            missing[step.task] = why or "its values are not those of a part of the model"
             continue
         missing.pop(step.task, None)
         parts[step.task] = _written(part, Path(folder) / f"peer-{step.task[:32]}")
@@ -159,7 +161,9 @@ def time_part(model: str, inputs: str, target_time_s: float) -> dict[str, Any]:
 
 
 def part_side(model: str, inputs: str) -> Callable[[], object]:
-    """One run of a part at onnxruntime's defaults, its inputs and outputs bound beforehand."""
+    """One run of a part at its peer's defaults, its inputs and outputs bound beforehand."""
+    if Path(model).suffix != ".onnx":
+        return torch_peer().part_side(Path(model), inputs)
     session = _session(Path(model).read_bytes(), Path(model).parent)
     binding = session.io_binding()
     with np.load(inputs, allow_pickle=False) as arrays:
@@ -197,6 +201,24 @@ def _every_value(
     names = [o.name for o in session.get_outputs()]
     found = dict(zip(names, session.run(names, dict(inputs)), strict=True))
     return {**inputs, **{n: a for n, a in found.items() if isinstance(a, np.ndarray)}}
+
+
+def _onnx_parts(
+    model: Model, path: Path, inputs: Mapping[str, np.ndarray]
+) -> tuple[Parts, dict[str, np.ndarray]]:
+    """A model to cut parts out of, and all values of one run."""
+    found = OnnxModel(path)
+    return found, _every_value(found, path, inputs)
+
+
+def _torch_parts(
+    model: Model, path: Path, inputs: Mapping[str, np.ndarray]
+) -> tuple[Parts, dict[str, np.ndarray]]:
+    found = torch_peer().TorchGraph(model.program, path)
+    return found, found.every_value(inputs)
+
+
+_OPENED = {ONNX: _onnx_parts, TORCH: _torch_parts}
 
 
 def _our_values(
@@ -262,9 +284,9 @@ def _scaled(array: np.ndarray) -> np.ndarray:
 
 
 class _Contents:
-    """The values of an ONNX run, found by content."""
+    """The values of a run of the model, found by content."""
 
-    def __init__(self, model: OnnxModel, arrays: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, model: Parts, arrays: Mapping[str, np.ndarray]) -> None:
         self._arrays = arrays
         self._by_size: dict[int, list[tuple[str, _Print]]] = {}
         for name in sorted(arrays, key=lambda n: (model.order(n), n)):
@@ -273,7 +295,7 @@ class _Contents:
                 self._by_size.setdefault(array.size, []).append((name, _Print.of(array)))
 
     def names(self, array: np.ndarray) -> list[str]:
-        """The ONNX values that are `array`, as _Print says; the first made first."""
+        """The model's values that are `array`, as _Print says; the first made first."""
         mine = _Print.of(array)
         close = [n for n, theirs in self._by_size.get(array.size, ()) if mine.near(theirs)]
         return [n for n in close if _same_elements(array, self._arrays[n])]
@@ -285,7 +307,7 @@ def _same_elements(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _part(
-    step: KernelStep, ours: Mapping[str, np.ndarray], model: OnnxModel,
+    step: KernelStep, ours: Mapping[str, np.ndarray], model: Parts,
     arrays: Mapping[str, np.ndarray], table: _Contents,
 ) -> Part | None:  # fmt: skip
     """The part of the model that makes a step's outputs from its inputs."""
@@ -310,7 +332,8 @@ def _part(
 
 def _written(part: Part, folder: Path) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "part.onnx").write_bytes(part.model)
+    file = folder / f"part{part.suffix}"
+    file.write_bytes(part.model)
     np.savez(folder / "inputs.npz", allow_pickle=False, **dict(part.feeds))
     (folder / "part.json").write_text(json.dumps({"nodes": part.nodes}))
-    return {"model": str(folder / "part.onnx"), "inputs": str(folder / "inputs.npz")}
+    return {"model": str(file), "inputs": str(folder / "inputs.npz")}

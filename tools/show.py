@@ -11,7 +11,6 @@ from autosched.codegen.build import Request, lower
 from autosched.codegen.runtime.manifest import read
 from autosched.codegen.triton import Header, emit
 from autosched.costmodel.gbm import GbmModel
-from autosched.ir.frontend.onnx import load_model
 from autosched.ir.graph import ModelError
 from autosched.ir.node import Program
 from autosched.ir.partition import Task, partition
@@ -21,6 +20,7 @@ from autosched.ir.target import Target, parse_target
 from autosched.ir.text import parse, to_text
 from autosched.search.strategy import ask
 from autosched.tools.campaign import open_task, plain_schedules
+from autosched.tools.models import PROGRAM, open_model
 
 LEVELS = ("algebra", "tile", "tvm", "triton")
 SOURCES: Mapping[str, str] = {"cpu": "tvm", "gpu": "triton"}  # kind of a target: its last level
@@ -90,7 +90,7 @@ def show(model: Path | str, *, task: int | None = None, level: str = "tile",
     if level in SOURCES.values() and level != SOURCES[device.kind]:
         raise ModelError(f"--level {level}: kernels for {device.name} are written in "
                          f"{SOURCES[device.kind]}; use --level {SOURCES[device.kind]}")  # fmt: skip
-    graph = load_model(model, known)
+    graph = open_model(model, {} if Path(model).suffix == PROGRAM else known).graph
     tasks = partition(graph, device).tasks
     total = sum(t.flops * t.count for t in tasks) or 1
     rows = tuple(

@@ -6,6 +6,7 @@ Each side of a bench is made in a worker of its own by the functions here, at de
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from autosched.codegen.runtime.model import load
 from autosched.codegen.runtime.seats import Seats, first_core
 from autosched.ir.graph import ModelError
 from autosched.tools.arrays import read_npz
+from autosched.tools.models import Model
 
 
 def tuned(kernels: str, inputs: str) -> Callable[[], object]:
@@ -41,6 +43,24 @@ def onnxruntime(model: str, inputs: str) -> Callable[[], object]:
     """One run of an ONNX file by onnxruntime on the arrays of an .npz file."""
     session, arrays = onnxruntime_session(Path(model)), read_npz(Path(inputs))
     return kept_apart(lambda: session.run(None, arrays))
+
+
+def torch_eager(model: str, inputs: str) -> Callable[[], object]:
+    """One run of a torch program's file on the arrays of an .npz file."""
+    run: Callable[[], object] = torch_peer().eager(model, read_npz(Path(inputs)))
+    return run
+
+
+def torch_compiled(model: str, inputs: str) -> Callable[[], object]:
+    """The same by torch.compile."""
+    run: Callable[[], object] = torch_peer().compiled(model, read_npz(Path(inputs)))
+    run()  # compiling belongs to nobody's time
+    return run
+
+
+def torch_peer() -> Any:
+    """tools.torch_parts, which loads torch: nobody else needs it."""
+    return import_module("autosched.tools.torch_parts")
 
 
 def kept_apart(run: Callable[[], object]) -> Callable[[], object]:
@@ -70,6 +90,15 @@ def run_onnxruntime(model: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, 
         return dict(zip(names, session.run(names, dict(inputs))))
     except Exception as error:  # its errors share no base class
         raise PeerError(f"onnxruntime can't run {model}: {error}") from error
+
+
+def run_peer(model: Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a model's own framework answers, by output name. Raises: PeerError."""
+    if model.program is None:
+        assert model.file is not None
+        return run_onnxruntime(model.file, inputs)
+    found: dict[str, np.ndarray] = torch_peer().run_eagerly(model.program, inputs)
+    return found
 
 
 def onnxruntime_session(model: Path) -> Any:

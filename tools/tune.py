@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from autosched.codegen.artifact import Artifact, Kernel
 from autosched.codegen.package import Written, check_folder, module_name, write_package
 from autosched.datasets.store import Store
-from autosched.ir.frontend.onnx import load_model
 from autosched.ir.graph import ModelGraph
 from autosched.ir.partition import Partition, partition
 from autosched.ir.record import CHECKED_NONE, CHECKED_REFERENCE
@@ -28,8 +28,8 @@ from autosched.tools.gpu_lab import GpuJobs
 from autosched.tools.gpu_probe import find_device
 from autosched.tools.lab import JOBS, LIMITS, BuiltModule, Jobs, Limits
 from autosched.tools.learner import Learner
-from autosched.tools.packages import model_origin
-from autosched.tools.peers import Peer, peer_name
+from autosched.tools.models import Model, name_of, open_model, stem_of
+from autosched.tools.peers import Peer
 from autosched.tools.plan import plan_model, run_time_tasks
 from autosched.tools.stopping import Stopper
 from autosched.tools.tuning import (
@@ -56,7 +56,8 @@ KEPT_FOR_FINALS = 0.4  # of a budget, at most
 
 
 def tune(
-    model: Path | str, out: Path | str | None = None, *, target: str = "auto",
+    model: Any, example_inputs: Any = None, out: Path | str | None = None, *,
+    example_kwargs: Mapping[str, Any] | None = None, target: str = "auto",
     budget_s: float = 120.0, trials: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0,
     store: Path | str | None = None, resume: bool = False, dry_run: bool = False,
@@ -65,9 +66,14 @@ def tune(
 ) -> TuningResult:  # fmt: skip
     """Tunes a model's kernels and writes them to the folder `out`.
 
+        tune("model.onnx", "tuned/")            tune(module, (x, mask), "tuned/")
+
     Args:
-        model: an ONNX file. out: a new or empty folder; by default one in the working directory
-            with the model's name and "-tuned".
+        model: an ONNX file; a torch.nn.Module, a torch.export.ExportedProgram or a .pt2 file of
+            one. example_inputs: the arguments of a call of the module, whose shapes its kernels
+            are tuned for; example_kwargs: those by name. Files take none.
+        out: a new or empty folder, for files the second argument; by default one in the working
+            directory with the model's name and "-tuned".
         target: "auto", "cpu" or "cpu:x86-64-v3", measured on this machine; "sm_90" or
             "sm_90+tf32", measured where there is such a GPU, else picked by the cost model.
         budget_s: seconds from the call on; the batch that is being measured is finished.
@@ -84,23 +90,26 @@ def tune(
     """
     stopper = Stopper(None if trials is not None else budget_s)
     chosen = usable_target(target)
-    folder = check_folder(Path(f"{Path(model).stem}-tuned") if out is None else out)
+    if isinstance(model, (str, Path)) and out is None:
+        example_inputs, out = None, example_inputs  # a file's second argument is the folder
+    named = Path(f"{stem_of(model)}-tuned") if out is None else out
+    folder = check_folder(named)
     clock = _Clock(progress, stopper)
     given = {name: tuple(shape) for name, shape in (shapes or {}).items()}
-    with clock.stage("import", str(model)):
-        graph = load_model(model, given)
-    run = _Run(Path(model), given, target, chosen, graph, seed, clock)
+    with clock.stage("import", name_of(model)):
+        opened = open_model(model, given, example_inputs, example_kwargs)
+    run = _Run(opened, given, target, chosen, seed, clock)
     if dry_run:
         return _result(run, _opened(run, Learner(seed)), estimate_s=(budget_s, trials))
-    order = Order(run.model, given, target, chosen, seed, jobs, limits, probe, gpu_jobs)
+    order = Order(opened, given, target, chosen, seed, jobs, limits, probe, gpu_jobs)
     with (
         Store(store) as records,
         tempfile.TemporaryDirectory(prefix="autosched-") as scratch,
         workshop(order, Path(scratch)) as shop,
     ):
         learner = Learner(seed)
-        opened = _opened(run, learner)
-        tuning = _Tuning(run, opened, shop, Book(records, shop.bench), learner, stopper)
+        ready = _opened(run, learner)
+        tuning = _Tuning(run, ready, shop, Book(records, shop.bench), learner, stopper)
         return tuning.finish(folder, trials, resume)
 
 
@@ -108,13 +117,16 @@ def tune(
 class _Run:
     """The facts of one call."""
 
-    model: Path
+    model: Model
     shapes: Mapping[str, tuple[int, ...]]
     target_name: str
     target: Target
-    graph: ModelGraph
     seed: int
     clock: _Clock
+
+    @property
+    def graph(self) -> ModelGraph:
+        return self.model.graph
 
 
 class _Clock:
@@ -179,7 +191,7 @@ class _Tuning:
         if self.shop.peer is None:
             self._prepare()
         else:
-            with clock.stage("peer", peer_name()):
+            with clock.stage("peer", self.shop.peer.name):
                 self._prepare()
                 self._time_peers(self.shop.peer)
         with self.stopper:
@@ -229,11 +241,11 @@ class _Tuning:
 
     def _time_peers(self, peer: Peer) -> None:
         for state in self.states:
-            self.book.recall_peer(state, peer_name())
+            self.book.recall_peer(state, peer.name)
             if state.peer_us is None and self.stopper.has(0.0):
                 timing = peer.time(state.key)
                 if timing is not None:
-                    self.book.note_peer(state, peer_name(), timing)
+                    self.book.note_peer(state, peer.name, timing)
             self.run.clock.progress(state.event(left_s=self.stopper.left_s))
 
     def _reserve_s(self) -> float:
@@ -261,9 +273,10 @@ class _Tuning:
         run = self.run
         planned = plan_model(run.graph, self.opened.cut, kernels)
         artifact = Artifact(
-            tuple(kernels.values()), planned.plan, planned.weights, threads=self.shop.threads
+            tuple(kernels.values()), replace(planned.plan, call=run.model.tree), planned.weights,
+            threads=self.shop.threads,
         )
-        origin = {**model_origin(run.model), "seed": run.seed, "target": run.target_name}
+        origin = {**run.model.origin, "seed": run.seed, "target": run.target_name}
         summary = f"Tuned kernels of {run.model.name} for {run.target.device}"
         name = module_name(folder.name)
         return write_package(artifact, folder, name, summary=summary, origin=origin)
@@ -287,12 +300,12 @@ def _result(
     )
     estimate = None if estimate_s is None else _estimate_s(len(states), *estimate_s)
     return TuningResult(
-        model=str(run.model), target=target.name, device=target.device,
+        model=str(run.model.file or run.model.name), target=target.name, device=target.device,
         threads=target.cores if target.kind == "cpu" else 0,
         seed=run.seed, coverage=coverage.line(), covered=coverage.share, tasks=tasks,
         seconds=dict(run.clock.seconds), trials=sum(s.new_tries for s in states),
         estimate_s=estimate, measured=shop is None or shop.pick is None,
-        peer="none" if target.kind == "gpu" else "onnxruntime",
+        peer="none" if target.kind == "gpu" else run.model.peer,
     )  # fmt: skip
 
 

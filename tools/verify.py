@@ -1,8 +1,8 @@
 """A model and its tuned kernels in, how far each is from the truth out.
 
-The whole model is compared with onnxruntime, where that can run it, and, where no part of it is
-left to onnxruntime, with float64; every kernel, on the inputs that it meets in the model, with its
-definition in float64.
+The whole model is compared with onnxruntime, where that can run it, or with eager torch, and, where
+no part of it is left to onnxruntime, with float64; every kernel, on the inputs that it meets in the
+model, with its definition in float64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from autosched.codegen.check import REL_L2_BOUND, bound_dtype, compare
 from autosched.codegen.package_weights import raw_name
 from autosched.codegen.runtime.model import TunedModel
 from autosched.codegen.runtime.spec import KernelArg
-from autosched.ir.frontend.onnx import load_model
 from autosched.ir.graph import ModelGraph
 from autosched.ir.interp import evaluate
 from autosched.ir.node import Output, Program, walk
@@ -27,9 +26,10 @@ from autosched.ir.partition import partition
 from autosched.ir.target import parse_target
 from autosched.ir.text import parse
 from autosched.tools.arrays import draw_model_inputs, read_npz
-from autosched.tools.packages import open_package
+from autosched.tools.models import Model
+from autosched.tools.packages import open_both
 from autosched.tools.plan import RawConstant, constants_of, numbers
-from autosched.tools.sides import PeerError, run_onnxruntime
+from autosched.tools.sides import PeerError, run_peer
 
 # Rounding errors of a deep model grow with its depth, for everybody: a model that is further off
 # than a kernel may be is judged by what onnxruntime reaches on the same inputs.
@@ -39,10 +39,10 @@ PEER_FACTOR = 4.0
 @dataclass(frozen=True)
 class OutputCheck:
     """An output of the model against a reference. rel_l2: |a - b| / |b| in L2 norms; max_rel:
-    max |a - b| / max |b|; peer_rel_l2: onnxruntime's own distance from a float64 reference."""
+    max |a - b| / max |b|; peer_rel_l2: the peer's own distance from a float64 reference."""
 
     name: str
-    reference: str  # "onnxruntime" or "float64"
+    reference: str  # "onnxruntime", "torch" or "float64"
     rel_l2: float
     max_rel: float
     bound: float
@@ -89,19 +89,20 @@ class Verification:
         return {"ok": self.ok, "digest": self.digest, **rows}
 
 
-def verify(model: Path | str, kernels: Path | str, *, inputs: Path | str | None = None,
-           seed: int = 0) -> Verification:
+def verify(model: Any, kernels: Path | str, *, inputs: Path | str | None = None, seed: int = 0,
+           example_inputs: Any = None, example_kwargs: Mapping[str, Any] | None = None,
+           ) -> Verification:
     """Runs the model both ways and compares.
 
-    Args: kernels: folder of the package; inputs: an .npz file, else random ones by `seed`.
+    Args: model, example_inputs, example_kwargs: as `tune` takes them; kernels: folder of the
+        package; inputs: an .npz file, else random ones by `seed`.
     Raises: ModelError, PackageError.
     """
-    package = open_package(model, kernels)
-    tuned = package.model
-    graph = load_model(model, package.shapes)
+    opened, package = open_both(model, kernels, example_inputs, example_kwargs)
+    tuned, graph = package.model, opened.graph
     arrays = draw_model_inputs(graph, seed) if inputs is None else read_npz(Path(inputs))
     coarse = _coarser(*(k.data.get("bound") for k in tuned.kernels.values()))
-    outputs = tuple(_outputs(tuned, graph, Path(model), arrays, coarse))
+    outputs = tuple(_outputs(tuned, opened, arrays, coarse))
     constants = constants_of(graph, partition(graph, parse_target(package.target)))
     return Verification(outputs, _kernels(tuned, arrays, constants), tuned.digest)
 
@@ -109,10 +110,11 @@ def verify(model: Path | str, kernels: Path | str, *, inputs: Path | str | None 
 # ---- the whole model ---------------------------------------------------------------------------
 
 
-def _outputs(tuned: TunedModel, graph: ModelGraph, model: Path, arrays: Mapping[str, np.ndarray],
+def _outputs(tuned: TunedModel, model: Model, arrays: Mapping[str, np.ndarray],
              coarse: str | None = None) -> Iterator[OutputCheck]:
     """coarse: a dtype as coarse as the arithmetic of some kernel."""
     ours = {name: _wide(a) for name, a in tuned.run(arrays).items()}
+    graph = model.graph
     exact = _float64(graph, arrays)
     peer = _peer(model, arrays, needed=exact is None)
     dtypes = {v.name: _bound(bound_dtype(v.node), coarse) for v in graph.outputs}
@@ -125,14 +127,15 @@ def _outputs(tuned: TunedModel, graph: ModelGraph, model: Path, arrays: Mapping[
         if exact is not None:
             yield OutputCheck(name, "float64", *_distance(mine, exact[name]), allowed, theirs)
         if peer is not None:  # both may err, each to its own side
-            yield OutputCheck(name, "onnxruntime", *_distance(mine, peer[name]), 2 * allowed)
+            yield OutputCheck(name, model.peer, *_distance(mine, peer[name]), 2 * allowed)
 
 
-def _peer(model: Path, arrays: Mapping[str, np.ndarray],
+def _peer(model: Model, arrays: Mapping[str, np.ndarray],
           needed: bool) -> dict[str, np.ndarray] | None:
-    """What onnxruntime answers; None where it can't run the model (bfloat16, say) and need not."""
+    """What onnxruntime or torch answers; None where the former can't run the model (bfloat16, say)
+    and need not."""
     try:
-        return {name: _wide(a) for name, a in run_onnxruntime(model, arrays).items()}
+        return {name: _wide(a) for name, a in run_peer(model, arrays).items()}
     except PeerError:
         if needed:
             raise

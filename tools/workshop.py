@@ -18,6 +18,7 @@ from autosched.tools.gpu_lab import GpuJobs
 from autosched.tools.gpu_probe import Device, check_compiler, check_device
 from autosched.tools.gpu_report import toolchain as gpu_toolchain
 from autosched.tools.lab import AnyLab, Jobs, Lab, Limits
+from autosched.tools.models import Model
 from autosched.tools.peers import Peer
 from autosched.tools.picks import pick_unmeasured
 from autosched.tools.stopping import Stopper
@@ -34,7 +35,7 @@ GPU_JOBS = GpuJobs()
 class Order:
     """What is to be tuned where. probe: finds the GPU of this machine."""
 
-    model: Path
+    model: Model
     shapes: Mapping[str, tuple[int, ...]]
     target_name: str
     target: Target
@@ -86,11 +87,11 @@ def _cpu_workshop(order: Order, scratch: Path) -> Iterator[Workshop]:
     with (
         Lab(scratch, order.target_name, target.cores, order.seed, jobs=order.jobs,
             limits=order.limits) as lab,
-        Peer(scratch) as peer,
+        Peer(scratch, order.model.peer) as peer,
     ):  # fmt: skip
         # Both take seconds to load what they need: the ranking runs meanwhile.
         lab.warm_up()
-        peer.extract(order.model, order.shapes, order.target_name, order.seed)
+        peer.extract(order.model.file_in(scratch), order.shapes, order.target_name, order.seed)
         def winners(choices: Sequence[Choice]) -> dict[str, Kernel]:
             return compile_winners(lab, target, choices, bench.toolchain)
 

@@ -7,8 +7,10 @@ in the ATen table are replaced by what torch defines them by, as long as there i
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -34,6 +36,7 @@ from autosched.ir.frontend.exported import (
     tree,
 )
 from autosched.ir.frontend.literal import Array
+from autosched.ir.frontend.pt2 import write_plain
 from autosched.ir.graph import ModelError, ModelGraph
 
 DTYPES: dict[torch.dtype, str] = {
@@ -51,15 +54,39 @@ class TorchModel:
 
     call: how the module is called, as plain JSON: the trees of its arguments and of its result,
     whose leaves name inputs and outputs of the graph (see codegen.runtime.face).
-    digest: of graph and weights; program: functional, with the operators that the graph was made
-    of, whose nodes are called as values of the graph are.
+    digest: of graph and weights; exported: as torch made it; program: functional, with the
+    operators that the graph was made of, whose nodes are called as values of the graph are.
     """
 
     name: str
     graph: ModelGraph
     call: Mapping[str, Any]
     digest: str
+    exported: ExportedProgram = field(repr=False)
     program: ExportedProgram = field(repr=False)
+
+    def save(self, path: Path) -> Path:
+        """Writes the exported program to a file that `read_program` reads."""
+        torch.export.save(self.exported, path)
+        return path
+
+
+def read_program(path: Path) -> ExportedProgram:
+    """The program in a .pt2 file, no code of which is run.
+
+    Raises: ModelError for what is no such file, or can't be loaded without running code.
+    """
+    with tempfile.TemporaryFile(suffix=".pt2") as plain:
+        write_plain(path, plain)
+        plain.seek(0)
+        try:
+            with quietly():
+                return torch.export.load(plain)
+        except Exception as error:  # torch's errors of reading share no base class
+            raise ModelError(
+                f"{path} can't be loaded by torch {torch.__version__} ({type(error).__name__}: "
+                f"{str(error)[:200]}); save it with this version"
+            ) from error
 
 
 def import_module(
@@ -74,22 +101,22 @@ def import_module(
     """
     if isinstance(module, ExportedProgram):
         name = name or "exported program"
-        program, parameters = _fixed(module, inputs, keywords, name), _positions(module)
+        exported, parameters = _fixed(module, inputs, keywords, name), _positions(module)
     elif isinstance(module, torch.nn.Module):
         name = name or type(module).__name__
-        program = _exported(module, inputs, keywords, name)
+        exported = _exported(module, inputs, keywords, name)
         parameters = _parameters(module)
     else:
         raise ModelError(
             f"a model is an ONNX file, a torch.nn.Module or a torch.export.ExportedProgram, "
             f"not {type(module).__name__}"
         )
-    program = _functional(program, name)
+    program = _functional(exported, name)
     reading = _Reading(program, name)
     source = reading.source()
     graph = build_graph(source, _TorchPackage(name))
     call = {"parameters": parameters, **reading.call()}
-    return TorchModel(name, graph, call, digest(source), program)
+    return TorchModel(name, graph, call, digest(source), exported, program)
 
 
 # ---- exporting ---------------------------------------------------------------------------------
