@@ -19,36 +19,48 @@ from autosched.codegen.triton_build import DoesNotFitError, build, toolchain
 from autosched.codegen.triton_entry import Build
 from autosched.codegen.triton_spec import TritonModule
 from autosched.ir.node import Program, walk
+from autosched.ir.open_extents import OpenTile, Sizes, open_replay
 from autosched.ir.record import Status
 from autosched.ir.rules.action import Illegal
 from autosched.ir.schedule import Schedule, replay
 from autosched.ir.target import Target, parse_target
 from autosched.ir.text import to_text
 
+CLASS_TITLE = "Kernels for all shapes of a class"  # no task's name: the source is one for all
 # float32 operands multiplied in fewer bits have the error of the type with as many.
 _PRECISIONS: Mapping[str, str] = {"tf32": "float16", "bf16": "bfloat16"}
 
 
 def build_schedule(
-    folder: str, schedule: Mapping[str, Any], target: str, cache: str, title: str = ""
-) -> dict[str, Any]:
+    folder: str, schedule: Mapping[str, Any], target: str, cache: str, title: str = "",
+    open_sizes: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Replays, emits and compiles one schedule of the task in `folder`.
+
+    open_sizes: kernels take their extents as arguments, so that one entry serves every task of a
+    class (see `ir.open_extents`); who measures it reads them off the task's inputs.
 
     Returns {"entry": folder of the build, "bound": see `bound_of`, "facts": of its kernels,
     "compile_s", "lower_s"}, or {"illegal": code, "why"}.
     """
     begun = time.perf_counter()
     program, chosen = read_program(Path(folder)), Schedule.from_json(schedule)
-    tile = replay(program, chosen)
-    if isinstance(tile, Illegal):
-        return {"illegal": tile.code, "why": tile.why}
-    header = Header(title, to_text(program), chosen.to_json(), toolchain())
-    module = emit(tile, header)
+    found = open_replay(program, chosen) if open_sizes else _closed(program, chosen)
+    if isinstance(found, Illegal):
+        return {"illegal": found.code, "why": found.why}
+    title = CLASS_TITLE if found.sizes.open else title
+    header = Header(title, to_text(found.program), chosen.to_json(), toolchain())
+    module = emit(found.tile, header, found.sizes)
     if isinstance(module, Illegal):
         return {"illegal": module.code, "why": module.why}
     lowered = time.perf_counter() - begun
     made = _built(module, parse_target(target), cache)
-    return {**_row(made), "bound": bound_of(tile), "lower_s": round(lowered, 4)}
+    return {**_row(made), "bound": bound_of(found.tile), "lower_s": round(lowered, 4)}
+
+
+def _closed(program: Program, schedule: Schedule) -> OpenTile | Illegal:
+    tile = replay(program, schedule)
+    return tile if isinstance(tile, Illegal) else OpenTile(program, tile, Sizes())
 
 
 def build_module(module: Mapping[str, Any], target: str, cache: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 
 An open extent is a *size* times its *unit*. The size is a knob that no schedule binds: kernels get
 it as an argument, so that one source and one compile serve every shape of the class. The unit is
-what the class knows: blocks that divide the extent (their masks go) and 16 elements where
+what the class knows: blocks that divide the extent (their masks go) and up to 16 elements where
 addresses want alignment. It stands in the expression itself, so that nothing has to be told of it.
 
 What to call:
@@ -23,6 +23,7 @@ mean, an offset of positions) stays the number that it is, and is a part of the 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,12 +33,15 @@ from typing import Any
 from autosched.ir.node import Extent, Node, Output, Program, walk
 from autosched.ir.ops import iota, knob
 from autosched.ir.rules.action import Action, Illegal
+from autosched.ir.rules.tile import PACKED
 from autosched.ir.schedule import Schedule, replay
 
 ALIGNED = 16  # elements: what the widest loads of the narrowest types want
 MAX_INT32 = 2**31 - 1
 # Rules that keep to what extents say; a schedule with others is for its own size alone.
-_RULES = frozenset(("exp2", "cascade", "tile", "skip"))
+_COMPARISONS = frozenset(("lt", "le", "gt", "ge"))
+_RULES = frozenset(("exp2", "cascade", "split_reduce", "tile", "skip", "stagger", "arrive"))
+_IN_BLOCKS = frozenset(("cascade", "split_reduce"))  # along the axis that they name
 
 
 @dataclass(frozen=True)
@@ -159,12 +163,12 @@ def _cuts(
     blocks: dict[str, set[int]] = {}
     whole: set[str] = set()
     for action in actions:
-        if action.rule == "cascade":
+        if action.rule in _IN_BLOCKS:
             blocks.setdefault(action["axis"], set()).add(int(action["block"]))
         for axes, reduces, _ in action["plans"] if action.rule == "tile" else ():
             whole |= {a for a, size in reduces if size >= max(extents.get(a, {size + 1}))}
-            for axis, size, *_ in (*axes, *reduces):
-                if size == 0:
+            for axis, size, *how in (*axes, *reduces):
+                if size == 0 or (how and how[0] in PACKED):
                     whole.add(axis)
                 elif isinstance(size, int) and size > 1:
                     blocks.setdefault(axis, set()).add(size)
@@ -190,15 +194,32 @@ def _mentions(program: Program) -> Iterator[tuple[str, int]]:
 
 
 def _links(program: Program, extents: Mapping[str, set[int]]) -> list[frozenset[str]]:
-    """The axes in groups: where one is read at the coordinate of another of its extent, both are
-    the same to every kernel."""
+    """The axes in groups of one size: of two axes of one extent the one is read at the coordinate
+    of the other, or their coordinates are compared. A causal mask of as many queries as keys
+    bounds loops by either, which has to be known to be the same."""
     group = {a: {a} for a in extents}
-    for node in walk(*program.body):
-        for axis, at in zip(node.attr[0], node.src[1:]) if node.op == "reaxis" else ():
-            if at.op == "iota" and extents.get(axis) == {at.attr[1]}:
-                joined = group[axis] | group[at.attr[0]]
-                group |= dict.fromkeys(joined, joined)
+    for axis, other in _related(program):
+        if len(extents[axis]) == 1 and extents[axis] == extents[other]:
+            joined = group[axis] | group[other]
+            group |= dict.fromkeys(joined, joined)
     return list(dict.fromkeys(map(frozenset, group.values())))
+
+
+def _related(program: Program) -> Iterator[tuple[str, str]]:
+    for node in walk(*program.body):
+        if node.op == "reaxis":
+            yield from ((a, at.attr[0]) for a, at in zip(node.attr[0], node.src[1:])
+                        if at.op == "iota")  # fmt: skip
+        elif node.op == "map" and node.attr[0] in _COMPARISONS and node.src[0].dtype == "int32":
+            yield from itertools.combinations(sorted(_positions(node)), 2)
+
+
+def _positions(node: Node) -> set[str]:
+    """The axes whose coordinates a test is of."""
+    inner = list(walk(node))
+    if any(n.op not in ("map", "iota", "const") for n in inner):
+        return set()
+    return {str(n.attr[0]) for n in inner if n.op == "iota"}
 
 
 def _walked(program: Program) -> set[str]:

@@ -68,6 +68,7 @@ class Setup:
     launcher: str = "cubin"
     seed: int = 0
     cold: bool = False
+    open_sizes: bool = False  # builds serve all tasks of a class: see `ir.open_extents`
 
 
 @dataclass(frozen=True)
@@ -203,11 +204,12 @@ class GpuLab:
     ) -> dict[Ticket, Candidate]:
         """Has candidates built, in the background."""
         cache = str(self.folder / "builds")
+        how = {"open_sizes": True} if self.setup.open_sizes else {}
         return {
             self._builders.submit(Job(
                 self.jobs.build,
                 {"folder": str(self.place(name)), "schedule": c.schedule, "target": target,
-                 "cache": cache, "title": name}, Stage.BUILD,
+                 "cache": cache, "title": name, **how}, Stage.BUILD,
             )): c
             for c in candidates
         }  # fmt: skip
