@@ -205,7 +205,7 @@ show(before=before, imported=imported, loaded=heavy())
 
 
 def test_what_a_package_holds(encoder: Case) -> None:
-    """Sources and weights; nothing native, and so nothing of a platform."""
+    """Sources, machine code for its GPU and weights; nothing of a platform."""
     module = encoder.package / encoder.package.name
     data = json.loads((module / "manifest.json").read_text())
     assert data["arch"] == ["sm_90"] and data["platform"] == "any" and data["threads"] is None
@@ -217,6 +217,11 @@ def test_what_a_package_holds(encoder: Case) -> None:
     for row in data["kernels"]:
         text = (module / row["source"]).read_text()
         assert "Definition:" in text and "@triton.jit" in text and row["key"] in text
+        assert "def definition(" in (module / row["reference"]).read_text()
+        assert len(row["binaries"]) == len(row["launches"]) and row["prefer"] == "kernel"
+        for binary in row["binaries"]:
+            code = (module / binary["file"]).read_bytes()
+            assert code[:4] == b"\x7fELF" and str(Path.cwd()).encode() not in code
 
 
 # -- machines that lack something ----------------------------------------------------------------
@@ -235,6 +240,24 @@ def test_who_wants_the_kernels_or_nothing_is_told_what_lacks(encoder: Case) -> N
     assert found["kind"] == "UnsupportedMachineError"
     assert "sm_90" in found["said"] and "TRITON_INTERPRET=1" in found["said"]
     assert "AUTOSCHED_STRICT is set" in found["said"]
+
+
+def test_without_a_gpu_torch_computes_the_definition(encoder: Case) -> None:
+    """Told once for the package, without Triton, and right."""
+    found = python("""
+import warnings
+sys.modules["triton"] = None
+import tuned_gpu
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    np.savez("out.npz", **tuned_gpu.load().run(inputs))
+    tuned_gpu.load().run(inputs)
+show(said=[str(w.message) for w in said])
+""", encoder, interpret=False, CUDA_VISIBLE_DEVICES="")  # fmt: skip
+    check_outputs(encoder.inputs.parent / "out.npz", encoder.want)
+    (text,) = found["said"]
+    assert "tuned_gpu: these kernels are for GPUs of architecture sm_90" in text
+    assert "torch's own operators compute the same on cpu, slower" in text
 
 
 @pytest.mark.parametrize("missing", ["torch", "triton"])

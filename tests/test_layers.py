@@ -94,6 +94,7 @@ OPERATORS = {
 # How many there are, for the reason given. The numbers only go down.
 OPERATORS_LEFT = {
     "codegen/torch_gather.py": 4,  # einsum of torch, and what calls it
+    "codegen/torch_source.py": 1,  # einsum of torch, in generated text
     "codegen/vecmath.py": 3,  # a sigmoid as one formula of vector instructions
     "ir/contract.py": 5,  # matmul of NumPy, and what calls it
     "ir/ops.py": 1,  # a builder of 1 / (1 + exp(-x))

@@ -18,10 +18,13 @@ from autosched.codegen.artifact import (
     CpuKernel,
     GpuKernel,
     Kernel,
+    KernelArg,
     Machine,
     gpu_args,
+    operands,
 )
 from autosched.codegen.runtime.spec import arg_from_json
+from autosched.codegen.torch_source import NotInTorch, torch_source
 from autosched.codegen.triton import Header, emit
 from autosched.codegen.triton_entry import Build as GpuBuild
 from autosched.codegen.triton_entry import read_build
@@ -112,13 +115,14 @@ def _gpu_kernel(choice: Choice, build: GpuBuild, target: Target, toolchain: str)
         raise CompileError(f"{task.public_name} can't be emitted: {module.why}")
     if (module.tensors, module.launches) != (build.module.tensors, build.module.launches):
         raise CompileError(f"{task.public_name} is emitted with other launches than it was built")
+    args = gpu_args(module)
     return GpuKernel(
         key=choice.key, public_name=task.public_name, doc=task.doc, source=module.source,
-        definition=definition, schedule=schedule.to_json(), args=gpu_args(module),
+        definition=definition, schedule=schedule.to_json(), args=args,
         latency_us=choice.tuned_us, peer_us=None, peer="none", target=target.key,
         toolchain=toolchain, module=module, arch=target.arch,
         facts={name: build.facts()[name] for name in FACTS}, bound=choice.bound,
-        machine=_machine(build),
+        machine=_machine(build), reference=_reference(task, args),
     )  # fmt: skip
 
 
@@ -128,6 +132,14 @@ def _machine(build: GpuBuild) -> tuple[Machine, ...]:
                 k.scratch_bytes, k.scratch_align)
         for k in build.kernels
     )  # fmt: skip
+
+
+def _reference(task: Task, args: tuple[KernelArg, ...]) -> str | None:
+    """Torch code of the definition; None where torch's operators can't say it."""
+    try:
+        return torch_source(task.program, [v.name for v in operands(args)], task.doc)
+    except NotInTorch:
+        return None
 
 
 def _levels(target: Target) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ def interpreted() -> bool:
 
     Triton is not loaded to find out: machine code needs none.
     """
-    if "triton" not in sys.modules and not os.environ.get("TRITON_INTERPRET"):
+    if sys.modules.get("triton") is None and not os.environ.get("TRITON_INTERPRET"):
         return False
     return bool(_module("triton").knobs.runtime.interpret)
 
