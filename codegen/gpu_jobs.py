@@ -28,6 +28,7 @@ from autosched.codegen.gpu_task import GpuTask, load_task
 from autosched.codegen.jobs import JobFailure
 from autosched.codegen.measure import Timing, time_callable
 from autosched.codegen.runtime.launch import Buffer, Launcher, Plan, torch_type
+from autosched.codegen.runtime.sizes import SizeError
 from autosched.codegen.triton_entry import SOURCE, Build, read_build
 from autosched.ir.record import Status
 
@@ -122,7 +123,10 @@ def opened(
     """
     build = read_build(Path(entry))
     shapes = {n: x.shape for n, x in task.inputs.items()}
-    plan = Plan.from_json(build.module.to_json() if module is None else module, shapes)
+    try:
+        plan = Plan.from_json(build.module.to_json() if module is None else module, shapes)
+    except SizeError as error:
+        raise JobFailure(Status.UNSUPPORTED, f"a build of another class: {error}") from error
     outputs, guards = _outputs(plan, task)
     tensors = {**_operands(plan, task), **outputs}
     if launcher == "jit":

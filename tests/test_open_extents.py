@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,12 +33,16 @@ from autosched.ir.open_extents import (
     opened_for,
 )
 from autosched.ir.ops import iota, knob, minimum
+from autosched.ir.record import Record, Status
 from autosched.ir.rules.action import act
 from autosched.ir.schedule import Schedule, replay
 from autosched.ir.sketch_gpu import gpu_sketches
 from autosched.ir.target import parse_target
 from autosched.ir.verify import verify
 from autosched.tools import gpu_programs
+from autosched.tools.gpu_lab import Candidate, GpuLab, Setup
+from autosched.tools.gpu_open import Row, compared, summary
+from autosched.tools.gpu_recheck import Chosen
 from autosched.tools.triton_interpreter import Interpreter
 
 SM90 = parse_target("sm_90")
@@ -301,3 +306,44 @@ def test_tasks_of_a_class_share_an_entry(tmp_path: Path) -> None:
     assert len(list((tmp_path / "builds").iterdir())) == 1
     modules = [opened(programs.gemm(*shape), schedule)[1] for shape in shapes]
     assert build_key(modules[0], SM90) == build_key(modules[1], SM90)
+
+
+# ---- measured ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GpuLab]:
+    setup = Setup("sm_90", device="cpu", launcher="jit", open_sizes=True)
+    with GpuLab(tmp_path_factory.mktemp("lab"), setup, builders=1,
+                measurer_env={"TRITON_INTERPRET": "1"}) as made:  # fmt: skip
+        yield made
+
+
+def test_one_build_is_measured_on_several_tasks(lab: GpuLab) -> None:
+    """Checked against the definition of each; on a task of another class it says so."""
+    shapes = [(64, 64, 128), (96, 32, 64), (64, 64, 72)]
+    schedule = chosen(programs.gemm(*shapes[0]), m=32, n=32, k=32, warps=4, stages=2)
+    for n, shape in enumerate(shapes):
+        write_program(lab.place(f"task{n}"), programs.gemm(*shape))
+    candidate = Candidate(schedule.to_json())
+    (built,) = lab.built(lab.submit_builds("task0", "sm_90", [candidate]))
+    first, second, other = (lab.measure(f"task{n}", built) for n in range(3))
+    assert first.ok and second.ok, (first.error, second.error)
+    assert other.status is Status.UNSUPPORTED and "multiples of 32" in str(other.error)
+    made = Row(Chosen("w", "gemm", None), 2.0, 4.0, 2.0)  # type: ignore[arg-type]
+    assert "closed / open 0.5000" in summary([made])
+
+
+def test_both_kernels_of_a_schedule_are_compared(lab: GpuLab) -> None:
+    program = programs.gemm(64, 64, 128)
+    schedule = chosen(program, m=32, n=32, k=32, warps=4, stages=2)
+    write_program(lab.place("task0"), program)
+    record = Record.of(
+        workload="w" * 64, target="gpu/sm_90/x/", status=Status.OK, latency_us=1.0,
+        schedule=schedule.to_json(), spread_us=None, error=None, toolchain="t", device="d",
+        threads=1, checked="none", extra={},
+    )  # fmt: skip
+    item = Chosen("w" * 64, "gemm", record)
+    (row,) = compared(lab, [item], math.inf)
+    assert not row.fault and row.closed_us > 0 and row.open_us > 0
+    assert list(compared(lab, [item], -math.inf)) == []

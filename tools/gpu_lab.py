@@ -200,11 +200,13 @@ class GpuLab:
         return self._builders.submit(Job(self.jobs.plan, kwargs, Stage.BUILD, self.limits.plan_s))
 
     def submit_builds(
-        self, name: str, target: str, candidates: Sequence[Candidate]
-    ) -> dict[Ticket, Candidate]:
-        """Has candidates built, in the background."""
+        self, name: str, target: str, candidates: Sequence[Candidate],
+        open_sizes: bool | None = None,
+    ) -> dict[Ticket, Candidate]:  # fmt: skip
+        """Has candidates built, in the background. open_sizes: other than the setup says."""
         cache = str(self.folder / "builds")
-        how = {"open_sizes": True} if self.setup.open_sizes else {}
+        wide = self.setup.open_sizes if open_sizes is None else open_sizes
+        how = {"open_sizes": True} if wide else {}
         return {
             self._builders.submit(Job(
                 self.jobs.build,
