@@ -145,6 +145,7 @@ class _Kernel(Arrivals):
         self.stages, self.inner = facts["stages"], facts["inner"] or facts["stages"]
         self.specialise = facts["specialise"] > 0
         self.parts, self.swapped = facts["epilogue"], facts["swap"] > 0
+        self.promote = facts["promote"] > 0
         self.order = Order(facts["group"], facts["snake"] > 0)
         self.boxed = described(node, facts["descriptors"])
         used = {n.src[0] for n in walk(node) if n.op in ("load", "store")}

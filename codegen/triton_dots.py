@@ -54,6 +54,7 @@ class Dots(Memory):
     """Dots of a kernel."""
 
     methods: ClassVar[dict[str, str]] = {**Memory.methods, "dot": "_dot"}
+    promote = False  # sums of products of 8 bits leave the tensor core after each dot
 
     def _dot(self, node: Node) -> tuple[Val, ...]:
         plan = self.plan(node)
@@ -106,6 +107,8 @@ class Dots(Memory):
         if kind == "float32":
             precision = (node.attr[2] if len(node.attr) > 2 else "") or "ieee"
             words.append(f'input_precision="{precision}"')
+        if self.promote and kind in EIGHT_BITS:
+            words.append(f"max_num_imprecise_acc={prod(self.size(d) for d in plan.depth)}")
         if node.attr[1] != "float32":
             words.append(f"out_dtype={TYPES[node.attr[1]]}")
         text = f"tl.dot({', '.join(words)})"

@@ -28,10 +28,10 @@ class KernelAxes:
 
 def kernel_axes(values: Sequence[Node], stop: set[Node]) -> KernelAxes:
     out = KernelAxes()
-    below = list(_walk(values, stop))
-    bodies = {n for f in below if f.op == "fold" for n in walk(*f.src)}
+    nodes = list(below(values, stop))
+    bodies = {n for f in nodes if f.op == "fold" for n in walk(*f.src)}
     contractions: list[set[str]] = []
-    for node in below:
+    for node in nodes:
         if node.op == "fold":
             out.steps.add(node.attr[0])
             out.moved |= moved_states(node)
@@ -59,7 +59,7 @@ def kernel_axes(values: Sequence[Node], stop: set[Node]) -> KernelAxes:
     return out
 
 
-def _walk(values: Sequence[Node], stop: set[Node]) -> Iterator[Node]:
+def below(values: Sequence[Node], stop: set[Node]) -> Iterator[Node]:
     """Nodes below the values, without those that have a kernel of their own."""
     seen: set[Node] = set()
     todo = list(values)

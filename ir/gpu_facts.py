@@ -24,7 +24,8 @@ class Traits:
 
     contracted: it contracts; looped: in a loop; chained: in a loop with states that one pass over a
     chain of reduces carries; blocks: axes that the grid walks in blocks; rows: elements of the
-    shorter one; ordered: no other grid loop lies between or behind these blocks.
+    shorter one; ordered: no other grid loop lies between or behind these blocks; eight: products of
+    8-bit floats.
     """
 
     contracted: bool = False
@@ -33,6 +34,7 @@ class Traits:
     blocks: int = 0
     rows: int = 0
     ordered: bool = False
+    eight: bool = False
     features: frozenset[str] = frozenset()
 
     @property
@@ -78,6 +80,10 @@ def _registers(traits: Traits) -> Domain:
     return (0, 128, 168) if traits.chained else ()
 
 
+def _promoted(traits: Traits) -> Domain:
+    return (0, 1) if traits.eight else ()
+
+
 FACTS: tuple[Fact, ...] = (
     Fact("warps", 4, "of a program", _warps),
     Fact("stages", 1, "steps of a loop in flight", _stages),
@@ -93,6 +99,8 @@ FACTS: tuple[Fact, ...] = (
     Fact("epilogue", 1, "parts along its last axis in which a box is stored", _parts),
     Fact("swap", 0, "contractions are computed transposed"),
     Fact("inner", 0, "steps in flight of loops inside loops; 0: as many as `stages`"),
+    Fact("promote", 0, "sums of products of 8-bit floats become float32 after each step; 0: they "
+         "stay in the tensor core, which keeps fewer bits", _promoted),
 )  # fmt: skip
 DEFAULTS: Mapping[str, int] = {f.name: f.default for f in FACTS}
 

@@ -11,6 +11,7 @@ from autosched.ir.scalar import ITEMSIZE
 from autosched.ir.target import Target
 
 REGISTER_BYTES = 4 * 255  # of one thread
+LEAST_ROW_BYTES, LEAST_STEP = 32, 16  # of what a dot contracts: bytes, and elements of a block
 MAX_LIVE = 2 / 3  # share of the registers that boxes may take; the rest is for addresses
 
 
@@ -45,7 +46,16 @@ def resource_limits(kernel: Node, target: Target) -> list[Node]:
         if node.op == "dot":
             operands = [_bytes(s, loops) for s in node.src]
             limits.append(as_node(ext_add(*operands)) <= target.l1_bytes)
+            limits += _deep_enough(node)
     return limits
+
+
+def _deep_enough(dot: Node) -> list[Node]:
+    """A tensor core takes rows of no fewer bytes: shorter steps would be sums of products."""
+    size = min(max(ITEMSIZE[s.dtype], 1) for s in dot.src)
+    depth = ext_product([dot.src[0].extent(a) for a in dot.attr[0]])
+    short = isinstance(depth, Node) and size * LEAST_STEP < LEAST_ROW_BYTES
+    return [as_node(ext_mul(depth, size)) >= LEAST_ROW_BYTES] if short else []
 
 
 def _loop_axes(nodes: Sequence[Node]) -> set[str]:

@@ -23,7 +23,7 @@ HOMES = ("register", "shared", "scratch", "packed", "output")
 # How a kernel is launched and its loops run; what each means, and where it is of use, stands in
 # `gpu_facts`.
 KERNEL_FACTS = ("warps", "stages", "descriptors", "persistent", "group", "snake", "flatten",
-                "specialise", "registers", "epilogue", "swap", "inner")  # fmt: skip
+                "specialise", "registers", "epilogue", "swap", "inner", "promote")  # fmt: skip
 PRECISIONS = ("tf32", "tf32x3")  # of a dot's float32 products: 10 bits of mantissa, three such
 Inferred = tuple[tuple[Type, ...], Axes, frozenset[str]]
 

@@ -18,7 +18,7 @@ from types import ModuleType
 
 from autosched.ir.block_axes import power_of_two
 from autosched.ir.elsewhere import read_elsewhere
-from autosched.ir.gpu_axes import KernelAxes, kernel_axes, product_of
+from autosched.ir.gpu_axes import KernelAxes, below, factors_of, kernel_axes, product_of
 from autosched.ir.gpu_cuts import (
     LONG_LINE,
     LONGEST_SIDE,
@@ -32,6 +32,7 @@ from autosched.ir.gpu_cuts import (
 from autosched.ir.gpu_limits import resource_limits
 from autosched.ir.node import Node, Output, Program, walk
 from autosched.ir.packing import in_outputs, packable
+from autosched.ir.products import EIGHT_BITS
 from autosched.ir.rules import cascade, exp2, inline, skip, stagger, tile
 from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.schedule import Knob, Sketch, run_actions
@@ -261,6 +262,8 @@ def _ways(
         ]
         if axes.contracted and "tma" in target.features:
             facts.append(["descriptors", knob_over(knobs, f"k{number}.descriptors", (0, 1))])
+        if _eight_bits(values, kept):
+            facts.append(["promote", knob_over(knobs, f"k{number}.promote", (0, 1))])
         orders = [plan_axes]
         blocks = [x for x in plan_axes if isinstance(x[1], str) and x[1].startswith("$")]
         if axes.contracted and len(blocks) > 1:
@@ -315,6 +318,14 @@ def _sketch(
 
 def _short_name(rule: ModuleType) -> str:
     return rule.__name__.rpartition(".")[2]
+
+
+def _eight_bits(values: Sequence[Node], kept: set[Node]) -> bool:
+    """Whether products of 8-bit floats are summed."""
+    pairs = [factors_of(n) for n in below(values, kept) if n.op == "reduce"]
+    kinds = [[{x.dtype for f in side for x in walk(f) if x.op == "input"} for side in pair]
+             for pair in pairs if pair is not None]  # fmt: skip
+    return any(all(side and side <= EIGHT_BITS for side in pair) for pair in kinds)
 
 
 def _warps(axes: KernelAxes) -> tuple[int, ...]:
