@@ -160,6 +160,16 @@ def test_much_shared_memory_is_asked_for_and_no_programs_are_not_launched(driver
     assert not launches(driver) and made.shape == (256, 256)
 
 
+def test_sizes_follow_the_tensors(driver, tmp_path):
+    facts = packed(modules.softmax(4, 10), tmp_path).data["kernels"][0]
+    plan = cubin.Plan.from_json(facts)
+    told = replace(plan, steps=tuple(replace(s, sizes=(10, 4)) for s in plan.steps))
+    rows = cubin.binaries_from_json(facts["binaries"])
+    call = cubin.CubinCall(told, rows, lambda file: b"\x7fELF", CPU).run
+    call([torch.ones(4, 10)])
+    assert launches(driver)[0][5][2:] == (10, 4, 0, 0)
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (0, 4), (4, 0), (2, 1, 3)])
 def test_outputs_of_any_shape_are_dense(driver, shape):
     plan = cubin.Plan((cubin.Buffer("y", "bfloat16", shape, "output"),), ())

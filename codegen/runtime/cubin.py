@@ -9,6 +9,7 @@ that it can be captured in a CUDA graph.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,27 +97,32 @@ class CubinCall:
             size = places[owner] + length
         return places, size
 
-    def _frame(self) -> tuple[Any, list[tuple[driver.LaunchConfig, tuple[Any, ...]]]]:
+    def _frame(self) -> tuple[Any, list[tuple[driver.LaunchConfig, tuple[Any, ...]]], Any]:
         """Slots for all addresses of one call at a time, and the launches that read them.
 
-        Behind its tensors, each is passed memory of its own and memory for a profiler.
+        Behind its tensors and sizes, each is passed memory of its own and memory for a profiler.
         """
         values = (ctypes.c_uint64 * self._slots)()
         start = ctypes.addressof(values)
         owners: list[str | int] = [*self._names, *self._places]
         at = {owner: start + n * _WIDTH for n, owner in enumerate(owners)}
         none = start + len(owners) * _WIDTH
+        # Sizes are the same in each call. An address of eight bytes serves four as well.
+        sizes = [n for step in self._plan.steps for n in step.sizes]
+        constants = (ctypes.c_uint64 * len(sizes))(*sizes)
+        next_size = itertools.count(ctypes.addressof(constants), _WIDTH)
         launches = []
         steps = zip(self._plan.steps, self._binaries, self._programs, strict=True)
         for n, (step, binary, programs) in enumerate(steps):
-            slots = [*(at[name] for name in step.tensors), at.get(n, none), none]
+            numbers = [next(next_size) for _ in step.sizes]
+            slots = [*(at[name] for name in step.tensors), *numbers, at.get(n, none), none]
             function = self._functions[binary.file]
             if programs:  # a dimension of no elements leaves nothing to run
                 made = driver.Launch(
                     function, programs, binary.threads, binary.shared_bytes, slots
                 )
                 launches.append((made.config, made.args))
-        return values, launches
+        return values, launches, constants
 
     def _bound(self) -> Call:
         """The call, all that it needs in variables of its own: Python finds them fastest."""
@@ -148,7 +154,7 @@ class CubinCall:
                 frame = frames.pop()
             except IndexError:  # all are in use by other threads
                 frame = self._frame()
-            values, launches = frame
+            values, launches, _ = frame
             pack(values, 0, *map(address, operands), *map(address, made), *rest)
             stream = stream_now()
             for config, args in launches:

@@ -35,7 +35,7 @@ def make_call(
     Raises UnsupportedMachineError where there is no way, or none but the definition although
     AUTOSCHED_STRICT is set.
     """
-    plan = Plan.from_json(row)
+    plan = Plan.from_json(row, {v.name: v.shape for v in operands})
     if interpreted():
         return _jit(manifest, row, plan, operands, device)
     why = why_not(row["arch"], device)
