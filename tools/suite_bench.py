@@ -36,7 +36,7 @@ from autosched.tools.suite_folder import Folder, read_results, write_report
 from autosched.tools.suite_options import How, Options, SuiteBenchError, plan_table, select
 from autosched.tools.suite_ours import Finder
 from autosched.tools.suite_report import Result, short_table
-from autosched.tools.suite_runner import LAST_S, Runner
+from autosched.tools.suite_runner import Runner
 from autosched.tools.triton_lab import TritonLab
 
 LIMITS = GpuLimits(prepare_s=180.0, measure_s=60.0, build_s=60.0)
@@ -70,6 +70,7 @@ def run(
         _lend(options.store, folder.store)
         device = _device(lab, target)
         facts = _facts(options, lab, device, suite_jobs)
+        folder.note(facts)
         bench = Bench(target if options.device == "cpu" else replace(target, device=device),
                       toolchain(f"triton-{version('triton')}"), 1, options.seed)  # fmt: skip
         where = None if options.build_only else Device(device, target.arch, options.device)
@@ -80,7 +81,7 @@ def run(
         try:
             _rows(rows, runner, folder, facts, say)
         finally:
-            folder.finish(facts)
+            folder.finish()
     return report(options)
 
 
@@ -105,10 +106,11 @@ def _rows(
     left = [row for row in rows if row.name not in done]
     if len(left) < len(rows):
         say(f"{len(rows) - len(left)} rows were done before")
-    for number, row in enumerate(left):
-        if runner.left_s <= LAST_S:
-            say(f"time is up: {len(left) - number} rows left out; the same command goes on")
-            return
+    late = 0
+    for row in left:
+        if not runner.fits(row):
+            late += 1
+            continue
         try:
             data = runner.row(row)
         except KeyboardInterrupt:
@@ -116,6 +118,8 @@ def _rows(
             return
         folder.add({**data, "ceilings": facts["ceilings"]})
         say(_line(Result(data)))
+    if late:
+        say(f"time is up: {late} rows left out; the same command goes on")
 
 
 def _line(result: Result) -> str:

@@ -45,9 +45,12 @@ class Folder:
             line = json.dumps({**data, "options": self._signature})
             file.write("\n" * cut_short + line + "\n")
 
-    def finish(self, facts: Mapping[str, Any]) -> None:
-        """Writes what is not written row by row."""
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """What the report says of the run as a whole."""
         (self._place / "facts.json").write_text(json.dumps(facts, indent=1), "utf-8")
+
+    def finish(self) -> None:
+        """Writes what is not written row by row."""
         export_records(self.store, self._place / "records.parquet")
 
 

@@ -23,7 +23,7 @@ from autosched.ir.schedule import Schedule
 from autosched.ir.target import parse_target
 from autosched.search.strategy import ask
 from autosched.tools.campaign import Bench, Book, Entry, TaskState, open_task
-from autosched.tools.explore import Explorer
+from autosched.tools.explore import BATCH, Explorer
 from autosched.tools.lab import BuiltModule
 from autosched.tools.learner import Learner
 from autosched.tools.stopping import Stopper
@@ -77,18 +77,20 @@ class Finder:
         work = count(program)
         task = Task(program.key, program, 1, work.flops, work.read_bytes + work.write_bytes,
                     row.name, row.source)  # fmt: skip
-        self._teach()
+        known = [] if self._how.model_only else list(self._logs.get(program.key, ()))[:KNOWN]
+        if self._how.tune_s or not known:
+            self._teach()  # once in a run: not counted as this row's search
         begun = time.monotonic()
         state = open_task(task, self._bench.target, self._bench.seed, self._learner.model)
         if not state.pool.sketches:
             return Ours((), None, 0, {}, 0, "no sketch fits this program")
-        known = [] if self._how.model_only else list(self._logs.get(program.key, ()))[:KNOWN]
         explorer = Explorer((state,), self._lab, self._book, self._learner, Stopper(None), silent)
         if known:
             explorer.attempt(state, known)
         by = "logs"
         if self._how.tune_s and not self._how.model_only:
             by = "tuned"
+            self._batch(explorer, state, BATCH)  # however short the time
             search = Explorer((state,), self._lab, self._book, self._learner,
                               Stopper(min(self._how.tune_s, spare_s), begun), silent)  # fmt: skip
             search.search(0.0, None, False)
@@ -100,7 +102,7 @@ class Finder:
                     len(known))  # fmt: skip
 
     def _teach(self) -> None:
-        """The model learns from the logs once, before the first row."""
+        """The model learns from the logs once, before the first row that asks it."""
         if not self._taught:
             self._learner.read(self._book.store, self._bench, ())
             self._taught = True
@@ -108,10 +110,15 @@ class Finder:
     def _pick(self, explorer: Explorer, state: TaskState) -> None:
         """The model's best in turn, until one is right (or builds, where nothing measures)."""
         for _ in range(PICKS):
-            chosen = ask(state.search, 1, state.score)
-            explorer.attempt(state, [state.search.space.schedule(c) for c in chosen])
-            if state.ranked() or _built(state) or not chosen:
+            if not self._batch(explorer, state, 1) or state.ranked() or _built(state):
                 return
+
+    def _batch(self, explorer: Explorer, state: TaskState, size: int) -> int:
+        """Tries the model's best that were not tried; how many there were."""
+        chosen = [state.search.space.schedule(c) for c in ask(state.search, size, state.score)]
+        explorer.attempt(state, chosen)
+        self._learner.learn([state])
+        return len(chosen)
 
 
 def _built(state: TaskState) -> list[Entry]:

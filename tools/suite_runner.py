@@ -7,6 +7,7 @@ all that came out run in one race. A process that was lost makes them again from
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from autosched.tools.triton_lab import task_name
 LAST_S = 20.0  # kept for the row at hand and for writing
 # Seconds until a peer is given up: by how it comes by its kernel.
 PEER_S: Mapping[Kind, float] = {Kind.LIBRARY: 60.0, Kind.COMPILED: 120.0, Kind.TUNED: 240.0}
+# Seconds that a peer takes as a rule: a row that would not be done in time is left to the next run.
+USUAL_S: Mapping[Kind, float] = {Kind.LIBRARY: 1.0, Kind.COMPILED: 15.0, Kind.TUNED: 35.0}
 RACE_S = 180.0
 # Of a reference: data of other scales is left out where it would take longer.
 SCALED_S = 5.0
@@ -51,6 +54,10 @@ class Runner:
     def left_s(self) -> float:
         return self.until - time.monotonic()
 
+    def fits(self, row: SuiteRow) -> bool:
+        """Whether there is time for a row, going by its peers."""
+        return self.left_s > LAST_S + _peers_s(row)
+
     def row(self, row: SuiteRow) -> dict[str, Any]:
         """Everything about one row, as JSON."""
         begun = time.monotonic()
@@ -71,7 +78,7 @@ class Runner:
                 data["notes"].append(f"no reference: {reason(prepared)[:REASON_CHARS]}")
                 return _closed(data, begun)
             data["reference_s"] = prepared.value["seconds"]
-        ours = self.finder.find(row, max(0.0, self.left_s - LAST_S))
+        ours = self._found(row)
         data |= {"ours_s": ours.seconds, "tried": ours.tried, "failures": dict(ours.failures),
                  "known": ours.known, "built": len(ours.finalists)}  # fmt: skip
         if not ours.finalists:
@@ -80,6 +87,15 @@ class Runner:
         if self.lab.measurer is not None:
             self._race(row, place, ours, data)
         return _closed(data, begun)
+
+    def _found(self, row: SuiteRow) -> Ours:
+        """Our schedules; a compiler's bug is this row's note, and the run goes on."""
+        try:
+            return self.finder.find(row, max(0.0, self.left_s - LAST_S - _peers_s(row)))
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(last.filename).name}:{last.lineno}"
+            return Ours((), None, 0, {}, 0, f"{type(error).__name__} at {where}: {error}")
 
     # -- peers -----------------------------------------------------------------------------
 
@@ -173,6 +189,10 @@ class Runner:
             toolchain=self.bench.toolchain, device=target.device, threads=self.bench.threads,
             checked=CHECKED_REFERENCE, **more,
         )  # fmt: skip
+
+
+def _peers_s(row: SuiteRow) -> float:
+    return sum(USUAL_S[PEERS[name].kind] for name in row.peers)
 
 
 def _closed(data: dict[str, Any], begun: float) -> dict[str, Any]:
