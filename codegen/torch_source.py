@@ -247,6 +247,8 @@ class _Writer:
         if target in NARROW:
             return self._let(self._stored(val, target), val.axes, target, narrow=True)
         wide = self._wide(val)
+        if target in FLOATS and KINDS[target] == KINDS[val.dtype]:
+            return replace(wide, dtype=target)
         if target == "bool":
             return self._let(f"{wide.text} != 0", val.axes, target)
         text = wide.text

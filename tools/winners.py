@@ -94,7 +94,7 @@ def gpu_winners(
     lab.prepare({c.task.key: c.task.program for c in choices})
     built = lab.build_all([(c.task.key, c.schedule) for c in choices])
     return {
-        c.task.key: _gpu_kernel(c, _entry(c, attempt), target, toolchain)
+        c.task.key: gpu_kernel(c, _entry(c, attempt), target, toolchain)
         for c, attempt in zip(choices, built, strict=True)
     }
 
@@ -105,7 +105,8 @@ def _entry(choice: Choice, attempt: Attempt) -> GpuBuild:
     return read_build(Path(attempt.built.entry))
 
 
-def _gpu_kernel(choice: Choice, build: GpuBuild, target: Target, toolchain: str) -> Kernel:
+def gpu_kernel(choice: Choice, build: GpuBuild, target: Target, toolchain: str) -> GpuKernel:
+    """The kernel of a choice whose schedule was built. Raises: CompileError."""
     task, schedule = choice.task, choice.schedule
     definition = to_text(task.program)
     tile = replay(task.program, schedule)
