@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from autosched.costmodel.structure import Loop, Structure
-from autosched.ir.extent import evaluate_extent
-from autosched.ir.node import Extent, Node, walk
+from autosched.ir.extent import evaluate_extent, simplify
+from autosched.ir.node import Extent, Node, replace_nodes, walk
 
 Column: TypeAlias = Any  # a float, or a float64 array with one entry a row
 
@@ -78,12 +78,27 @@ def _trips(loop: Loop, columns: Columns, lengths: Mapping[str, Column]) -> Colum
     axes = {n.attr[0] for n in walk(loop.lo, loop.hi) if n.op == "iota"}
     if not axes:
         return np.maximum(columns.value(loop.hi) - columns.value(loop.lo), 0.0)
+    if _is_share(loop):
+        (axis,) = axes
+        count = np.maximum(lengths.get(axis, 1.0), 1.0)
+        return columns.at(loop.hi, {axis: whole(count - 1.0)}) / count
     total: Column = 0.0
-    for share, weight in ((0.0, 1 / 6), (0.5, 4 / 6), (1.0, 1 / 6)):
+    for share, weight in ((0.0, 1.0), (0.5, 4.0), (1.0, 1.0)):
         env = {a: whole(np.floor((lengths.get(a, 1.0) - 1.0) * share)) for a in axes}
         span = columns.at(loop.hi, env) - columns.at(loop.lo, env)
         total = total + weight * np.maximum(span, 0.0)
-    return total
+    return total / 6.0
+
+
+def _is_share(loop: Loop) -> bool:
+    """Whether the loop is from  n * steps // parts  to  (n + 1) * steps // parts,  a share of
+    steps, n the coordinate of one loop around."""
+    if loop.lo.op != "map" or loop.lo.attr[0] != "floordiv":
+        return False
+    at = [n for n in walk(loop.lo) if n.op == "iota"]
+    if len(at) != 1:
+        return False
+    return simplify(replace_nodes(loop.lo, {at[0]: at[0] + 1})) is simplify(loop.hi)
 
 
 def share_of_thread(
