@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from autosched.codegen import triton_scalars as scalars
 from autosched.codegen.triton_dots import Dots
-from autosched.codegen.triton_text import NARROW, Unsupported, Val, literal, words
+from autosched.codegen.triton_start import first_lines
+from autosched.codegen.triton_text import ADD, NARROW, Unsupported, Val, literal, words
 from autosched.ir.extent import simplify
 from autosched.ir.node import Node, Type, walk
 from autosched.ir.ops import get
@@ -24,6 +25,7 @@ class Loops(Dots):
         super().__init__()
         self.stages = self.inner = 1  # steps in flight, and of loops inside loops
         self.specialise = False
+        self.unknown: Val | None = None
         self.riders: dict[Node, tuple[Node, ...]] = {}
         self.owners: dict[str, Node] = {}  # the fold that a state's variable was made for
 
@@ -64,6 +66,8 @@ class Loops(Dots):
         lo, hi = self.value(low), self.value(high)
         if lo.dims or hi.dims:
             raise Unsupported(f"the bounds of a fold over {axis} vary along a tile axis")
+        if _goes_on(node):
+            hi = Val(f"{hi.inside(ADD)} - {self.zero().text}", (), "int32", ADD)
         held = [
             self.variable(node, name, state, init, kind, is_cast(step, kind.dtype))
             for name, state, init, kind, step in zip(
@@ -83,6 +87,15 @@ class Loops(Dots):
             self.scopes.leave(f"for {index} in range({span}):")
         return held
 
+    def zero(self) -> Val:
+        """A 0 that the compiler does not know. A loop that surely has a step, and adds to sums of a
+        loop that may have none, becomes one with the way around that loop; the accumulators then
+        have two origins, and ptxas makes all products wait for each other (it says so: C7515)."""
+        if self.unknown is None:
+            with self.scopes.at(0):
+                self.unknown = self.named(Val("tl.program_id(1)", (), "int32"), "zero")
+        return self.unknown
+
     def options(self, node: Node) -> str:
         """What the compiler is told of a loop."""
         stages = self.inner if self.depths[node.attr[0]] > 2 else self.stages
@@ -97,11 +110,12 @@ class Loops(Dots):
         """The yields of one step, and the statements that store its outputs."""
         _, names, n_intervals, _ = node.attr
         rest = node.src[2 * n_intervals + len(names) :]
-        for product in _ready(rest[: len(names)]):
-            self.value(product)
         yields = []
         for name, step in zip(names, rest):
             self.hints.setdefault(step, f"new_{name}")
+        for first in first_lines(names, rest[: len(names)]):
+            self.scopes.keep(first, (self.named(self.value(first), self.hint(first)),))
+        for step in rest[: len(names)]:
             self.direct = step
             yields.append(self.value(step))
         if node in self.riders:
@@ -172,30 +186,6 @@ def _goes_on(fold: Node) -> bool:
 
 def is_cast(value: Node, dtype: str) -> bool:
     return value.op == "map" and value.attr[0] == f"cast:{dtype}"
-
-
-def _ready(yields: Sequence[Node]) -> list[Node]:
-    """The products that a step can start with, of loads and states alone: sums of a state and a
-    product first. What runs on tensor cores by itself is then on its way before the rest."""
-    sums: dict[Node, None] = {}
-    products: dict[Node, None] = {}
-    for node in (n for n in walk(*yields) if n not in yields):
-        if node.op == "dot" and all(map(_at_hand, node.src)):
-            products[node] = None
-        elif node.op == "map" and node.attr[0] == "add":
-            parts = [s for s in node.src if s.op == "dot" and all(map(_at_hand, s.src))]
-            if len(parts) == 1 and any(s.op == "carry" for s in node.src):
-                sums[node] = None
-    inside = {s for n in sums for s in n.src}
-    alone = [n for n in (*products, *yields) if n.op == "dot" and n not in inside]
-    return [*sums, *(n for n in alone if all(map(_at_hand, n.src)))] if sums else []
-
-
-def _at_hand(value: Node) -> bool:
-    """Whether it is a state or something in memory, as it is or in another type."""
-    while value.op == "map" and value.attr[0].startswith("cast:"):
-        (value,) = value.src
-    return value.op in ("carry", "load")
 
 
 def _number(val: Val) -> float:
