@@ -126,13 +126,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None, jobs: ProfileJobs | None = None,
-         limits: GpuLimits | None = None, lines: Sequence[Line] | None = None) -> int:  # fmt: skip
-    """lines: workloads instead of a suite's, with folders that are there."""
+         limits: GpuLimits | None = None, lines: Sequence[Line] | None = None,
+         begun: float | None = None) -> int:  # fmt: skip
+    """lines: workloads instead of a suite's. begun: on the monotonic clock, when the minutes
+    began to count; now by default."""
     args = parser().parse_args(argv)
+    begun = time.monotonic() if begun is None else begun
     try:
         if args.merge:
             return _merge(args)
-        print(_profile(args, jobs, limits, lines))
+        print(_profile(args, jobs, limits, lines, begun))
     except ERRORS as error:
         print(f"profile: {error}", file=sys.stderr)
         return 2
@@ -149,8 +152,7 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _profile(args: argparse.Namespace, jobs: ProfileJobs | None, limits: GpuLimits | None,
-             lines: Sequence[Line] | None) -> str:  # fmt: skip
-    begun = time.monotonic() - (time.time() - psutil.Process().create_time())
+             lines: Sequence[Line] | None, begun: float) -> str:  # fmt: skip
     options, setup = _options(args), _setup(args)
     if args.build_only and args.pack is None:
         raise ProfileError("name the file that gets the builds: --pack FILE")
@@ -213,9 +215,14 @@ def gpu_count() -> int:
     return max(1, len([p for p in Path("/dev").glob("nvidia*") if p.name[6:].isdecimal()]))
 
 
+def process_begun() -> float:
+    """When this process was started, on the monotonic clock: its imports are of its minutes."""
+    return time.monotonic() - (time.time() - psutil.Process().create_time())
+
+
 def _words(text: str) -> list[str]:
     return [w for w in text.split(",") if w]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(begun=process_begun()))

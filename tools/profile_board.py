@@ -60,6 +60,7 @@ class Line:
     plan: Mapping[str, Any] | None = None
     waiting: bool = False  # for a plan or for moves
     spent: bool = False  # nothing is left to ask for
+    dry: int = -1  # how many results there were when nothing was left to ask for
     note: str = ""  # why it is not measured
     asked: dict[Place, None] = field(default_factory=dict)
     times: dict[Place, float] = field(default_factory=dict)
@@ -77,7 +78,9 @@ class Line:
 
     @property
     def open(self) -> bool:
-        return not (self.waiting or self.spent or self.note)
+        if self.waiting or self.spent or self.note:
+            return False
+        return self.dry != len(self.times) or not self.inflight
 
     def set_plan(self, plan: Mapping[str, Any]) -> None:
         """The plan has come."""

@@ -212,7 +212,7 @@ class Run:
     def _round(self, line: Line) -> None:
         spread, head, near = self.options.shares.counts(self.options.per_round, bool(line.times))
         if not near:
-            self._lower(line, line.planned(spread, head))
+            self._lower(line, line.planned(spread, head), len(line.times))
             return
         line.waiting = True
         best = sorted(line.times.items(), key=lambda p: (p[1], p[0]))[:LEADERS]
@@ -223,24 +223,30 @@ class Run:
             "known": [[n, list(values)] for n, values in line.asked],
         }  # fmt: skip
         self.builds.submit(self.builds.jobs.propose, kwargs,
-                           functools.partial(self._proposed, line, spread, head))  # fmt: skip
+                           functools.partial(self._proposed, line, (spread, head), len(line.times)))
 
-    def _proposed(self, line: Line, spread: int, head: int, outcome: Outcome) -> None:
+    def _proposed(
+        self, line: Line, planned: tuple[int, int], known: int, outcome: Outcome
+    ) -> None:
+        """known: results that there were when moves were asked for."""
         line.waiting = False
         if isinstance(outcome, Failed):
             line.note = f"no moves: {reason(outcome)[:200]}"
             return
         made = [line.item((n, tuple(values)), "near") for n, values in outcome.value]
         moves = [item for item in made if item is not None]
+        spread, head = planned
         missing = self.options.per_round - spread - head - len(moves)
-        self._lower(line, [*moves, *line.planned(spread + missing, head)])
+        self._lower(line, [*moves, *line.planned(spread + missing, head)], known)
 
-    def _lower(self, line: Line, items: Sequence[Item]) -> None:
+    def _lower(self, line: Line, items: Sequence[Item], known: int) -> None:
+        """known: results that there were when these were asked for."""
         if items:
             self.builds.lower(line, items)
-        else:
-            # Moves may come of what is still under way.
-            line.spent = line.inflight == 0 or self.log is None
+            return
+        # Moves may come of what is still under way.
+        line.dry = known
+        line.spent = line.inflight == 0 and known == len(line.times)
 
     def _built(self, line: Line, item: Item) -> None:
         if self.log is None:
