@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from autosched.cli import app
 from autosched.datasets.exchange import read_records
+from autosched.datasets.shipped import shipped_records
 from autosched.datasets.store import Store
 from autosched.datasets.suites import Suite, suite
 from autosched.ir.record import Record, Status
@@ -32,6 +34,7 @@ JOBS = GpuJobs(
     packages=(FAKES,),
 )  # fmt: skip
 DENSE = suite("dense")
+LOGS = functools.cache(shipped_records)  # read once, not in each run
 SM90 = parse_target("sm_90")
 
 
@@ -40,6 +43,7 @@ def fakes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     # The model stays the analytic one: to read and learn the logs takes seconds in each run.
     monkeypatch.setattr("autosched.tools.learner.shipped_rows", lambda *_: None)
+    monkeypatch.setattr("autosched.tools.suite_ours.shipped_records", LOGS)
     monkeypatch.setitem(PEER_S, Kind.LIBRARY, 2.0)  # type: ignore[arg-type]
 
 
@@ -113,7 +117,7 @@ def test_logs_choose_what_is_ours_and_the_model_where_they_know_nothing(tmp_path
     assert found["gemm.m16n14336k4096.nk.bf16"].ours["by"] == "logs"
     assert found["gemm.m16n14336k4096.nk.bf16"].data["known"] == 4
     assert found["gemm_models.m4096n8k4096.nk.bf16"].ours["by"] == "model"
-    known = known_schedules((SM90.key,))
+    known = known_schedules(SM90.key)
     row = next(r for r in DENSE.rows if r.name == "gemm.m16n14336k4096.nk.bf16")
     assert len(known[row.program().key]) > 50
 
@@ -128,7 +132,7 @@ def test_what_was_ever_wrong_is_not_known(tmp_path):
     with Store(tmp_path / "s.sqlite") as store:
         store.add([record(1, 5.0, Status.OK), record(1, None, Status.WRONG_RESULT),
                    record(2, 9.0, Status.OK), record(3, 7.0, Status.OK)], {"w": "w"})  # fmt: skip
-        known = known_schedules(("t",), store)["w"]
+        known = known_schedules("t", store)["w"]
     assert [s.knobs["a"] for s in known] == [3, 2]
 
 

@@ -67,8 +67,7 @@ class Finder:
         self._lab, self._book, self._bench, self._how = lab, Book(store, bench), bench, how
         self._learner = Learner(bench.seed)
         # What was measured on another device of this architecture is a good start, too.
-        keys = dict.fromkeys((bench.target.key, parse_target(bench.target.name).key))
-        self._logs = known_schedules(tuple(keys), store)
+        self._logs = known_schedules(parse_target(bench.target.name).key, store)
         self._taught = False
 
     def find(self, row: SuiteRow, spare_s: float) -> Ours:
@@ -134,18 +133,22 @@ def _finalists(state: TaskState, by: str) -> list[Finalist]:
     ]  # fmt: skip
 
 
-def known_schedules(targets: Sequence[str], *stores: Store) -> dict[str, tuple[Schedule, ...]]:
-    """Schedules by workload, the fastest first, as the package's logs and stores have them for the
-    keys of targets; none that was ever wrong."""
-    records: list[Record] = []
-    for target in targets:
-        records += shipped_records(target)[0]
-        records += [r for s in stores for r in s.records(target=target, peers=False)]
+def known_schedules(target: str, *stores: Store) -> dict[str, tuple[Schedule, ...]]:
+    """Schedules by workload, the fastest first, as the package's logs for a target's key and
+    stores have them; none that was ever wrong."""
+    stored = (r for s in stores for r in s.records(peers=False))
+    records = [*shipped_records(target)[0], *(r for r in stored if _alike(r.target, target))]
     tried: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record.peer is None:
             tried[record.workload][record.schedule].append(record)
     return {workload: _ranked(group) for workload, group in tried.items()}
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two keys are of one architecture with the same features, whatever the device."""
+    (kind, arch, _, *rest), (kind2, arch2, _, *rest2) = (f"{k}///".split("/") for k in (one, other))
+    return (kind, arch, rest) == (kind2, arch2, rest2)
 
 
 def _ranked(group: Mapping[str, Sequence[Record]]) -> tuple[Schedule, ...]:
