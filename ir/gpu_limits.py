@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autosched.ir.extent import as_node, ext_add, ext_mul, ext_product
+from autosched.ir.extent import (
+    as_node,
+    ext_add,
+    ext_floordiv,
+    ext_max,
+    ext_mul,
+    ext_product,
+)
+from autosched.ir.gpu_facts import DEFAULTS, fed_by, rules_of, stores_boxes
 from autosched.ir.node import Extent, Node, walk
 from autosched.ir.ops import kernel_facts
 from autosched.ir.scalar import ITEMSIZE
@@ -13,23 +21,31 @@ from autosched.ir.target import Target
 REGISTER_BYTES = 4 * 255  # of one thread
 LEAST_ROW_BYTES, LEAST_STEP = 32, 16  # of what a dot contracts: bytes, and elements of a block
 MAX_LIVE = 2 / 3  # share of the registers that boxes may take; the rest is for addresses
+CAPPED_LIVE = 0.75  # the same where registers are capped: beyond it the assembler refuses
 
 
 def resource_limits(kernel: Node, target: Target) -> list[Node]:
     """What a kernel's boxes must obey: registers of its threads, shared memory of its block."""
-    facts = kernel_facts(kernel)
-    threads = ext_mul(facts.get("warps", 4), target.lanes)
+    facts = {**DEFAULTS, **kernel_facts(kernel)}
+    # Where some warps load for others, as many again contract.
+    threads = ext_mul(ext_mul(facts["warps"], ext_add(facts["specialise"], 1)), target.lanes)
     nodes = list(walk(*kernel.src))
     loops = _loop_axes(nodes)
-    limits: list[Node] = []
+    limits = rules_of(kernel)
     room = ext_mul(threads, int(REGISTER_BYTES * MAX_LIVE))
     for held in _register_bytes(nodes, loops):
         limits.append(as_node(held) <= as_node(room))
-    stages = facts.get("stages", 2)
+        if facts["registers"] != 0:
+            most = ext_mul(ext_mul(threads, facts["registers"]), int(4 * CAPPED_LIVE))
+            limits.append((as_node(facts["registers"]) < 1) | (as_node(held) <= as_node(most)))
+    stages = facts["stages"]
     kept: Extent = 0
     for store in (n for n in nodes if n.op == "store"):
-        # A store through a descriptor leaves from shared memory.
-        kept = ext_add(kept, ext_mul(_bytes(store.src[1], loops), facts.get("descriptors", 0)))
+        # A store through a descriptor leaves from shared memory, one part after the other.
+        part = ext_floordiv(_bytes(store.src[1], loops), facts["epilogue"])
+        kept = ext_add(kept, ext_mul(part, stores_boxes(facts)))
+    # The next block, or warps of their own, load already while a store leaves.
+    beside = facts["persistent"] != 0 or facts["specialise"] != 0
     handed = _handed_on(nodes)
     merges = {
         n for x in nodes if x.op == "forall" for after in _behind_parts(x) for n in walk(after)
@@ -41,7 +57,9 @@ def resource_limits(kernel: Node, target: Target) -> list[Node]:
             for name, value in handed.items():
                 staged = ext_add(staged, _bytes(value, loops) if name in node.attr[1] else 0)
             if staged != 0:
-                limits.append(as_node(ext_add(staged, kept)) <= target.l1_bytes)
+                staged = ext_add(staged, _still_bytes(node, loops))
+                together = ext_add(staged, kept) if beside else ext_max(staged, kept)
+                limits.append(as_node(together) <= target.l1_bytes)
     for node in nodes:
         if node.op == "dot":
             operands = [_bytes(s, loops) for s in node.src]
@@ -132,6 +150,20 @@ def _staged_bytes(fold: Node, loops: set[str]) -> Extent:
             continue
         for load in (n for s in node.src for n in walk(s) if n.op == "load"):
             if load not in seen and axis in load.names:
+                seen.add(load)
+                total = ext_add(total, _bytes(load, loops))
+    return total
+
+
+def _still_bytes(fold: Node, loops: set[str]) -> Extent:
+    """Bytes of the boxes that dots of the loop read, the same ones at each step: queries."""
+    axis = fold.attr[0]
+    inner = {n.attr[0] for n in walk(*fold.src[2 * fold.attr[2] :]) if n.op == "fold"}
+    total: Extent = 0
+    seen: set[Node] = set()
+    for dot in (n for n in walk(*fold.src[2 * fold.attr[2] :]) if n.op == "dot"):
+        for load in (n for s in dot.src for n in fed_by(s)):
+            if load not in seen and axis not in load.names and not inner & {*load.names}:
                 seen.add(load)
                 total = ext_add(total, _bytes(load, loops))
     return total

@@ -10,7 +10,7 @@ one more are blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -29,6 +29,7 @@ from autosched.ir.gpu_cuts import (
     packed_sizes,
     reduce_sizes,
 )
+from autosched.ir.gpu_facts import FURTHER, LAUNCHES, Traits
 from autosched.ir.gpu_limits import resource_limits
 from autosched.ir.node import Node, Output, Program, walk
 from autosched.ir.packing import in_outputs, packable
@@ -38,6 +39,8 @@ from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.schedule import Knob, Sketch, run_actions
 from autosched.ir.target import Target
 
+# Of a table that is made to see whether it is empty.
+FEW_ROWS = 10_000
 # Of an axis that one pass over a chain of reduces walks: with a contraction in it, and without.
 PASS_BLOCKS, PASS_LINES = (32, 64, 128), (512, 2048, 8192)
 
@@ -132,7 +135,7 @@ def _with_kept(
                 cuts.append((f"{title}.longest", tuple(_longest_first(w, uneven) for w in combo)))
             for named, cut in cuts:
                 for further in ((), (stagger,)):
-                    if cut is not combo or further:
+                    if cut is not combo or (further and not _hands_on(combo)):
                         again = _sketch(
                             named, program, head, keep, cut, precision, target, further
                         )
@@ -156,6 +159,11 @@ def _longest_first(way: Way, uneven: set[str]) -> Way:
     moved = [(a, size, tile.REVERSE) for a, size, *how in axes if a in uneven and not how]
     kept = [x for x in axes if x[0] not in {m[0] for m in moved}]
     return Way(((*moved, *kept), *rest), way.knobs)
+
+
+def _hands_on(combo: Sequence[Way]) -> bool:
+    """Whether some warps load for others: no compiler takes such loops in another order, too."""
+    return any(("specialise", 1) in way.plan[2] for way in combo)
 
 
 def _apart(dear: Sequence[Node]) -> tuple[Node, ...]:
@@ -239,7 +247,8 @@ def _ways(
         cut = [line_cut(dims, extents, axes)]
     # Reduces of reduces, all of them whole, would make one box of all their axes.
     crowded = prod(power_of_two(e) for e in axes.reduced.values()) > LONG_LINE
-    ways = []
+    ways: list[Way] = []
+    further: list[Way] = []
     beside = {a: box for box, pack in zip(tile.PACKED, packs) for a in pack}
     joined = [matrix_cut(dims, extents, axes, True, dict(x for p in packs for x in p.items()))]
     plain = list({tuple(c.items()): c for c in cut}.values())
@@ -256,14 +265,6 @@ def _ways(
         steps = {a: reduce_sizes(a, e, axes, crowded, a in dims)
                  for a, e in sorted(axes.reduced.items())}  # fmt: skip
         reduces = [[a, knob_over(knobs, f"k{number}.sum.{a}", s)] for a, s in steps.items()]
-        facts = [
-            ["warps", knob_over(knobs, f"k{number}.warps", _warps(axes))],
-            ["stages", knob_over(knobs, f"k{number}.stages", _stages(axes, reduces))],
-        ]
-        if axes.contracted and "tma" in target.features:
-            facts.append(["descriptors", knob_over(knobs, f"k{number}.descriptors", (0, 1))])
-        if _eight_bits(values, kept):
-            facts.append(["promote", knob_over(knobs, f"k{number}.promote", (0, 1))])
         orders = [plan_axes]
         blocks = [x for x in plan_axes if isinstance(x[1], str) and x[1].startswith("$")]
         if axes.contracted and len(blocks) > 1:
@@ -271,15 +272,46 @@ def _ways(
             swapped = list(plan_axes)
             swapped[first], swapped[last] = swapped[last], swapped[first]
             orders.append(swapped)
-        launches = [facts]
-        if axes.contracted and not axes.steps and len(blocks) > 1:
-            launches.append([*facts, ["persistent", 1]])
-        ways += [
-            Way(tuple(tuple(map(tuple, part)) for part in (order, reduces, launch)), tuple(knobs))
-            for launch in launches
-            for order in orders
-        ]
-    return ways
+        traits = _traits(axes, plan_axes, reduces, extents, _eight_bits(values, kept), target)
+        for launches, found in ((LAUNCHES, ways), (FURTHER, further)):
+            for launch in (x for x in launches if x.fits(traits)):
+                own = list(knobs)
+                facts = [
+                    [name, knob_over(own, f"k{number}.{name}", domain)]
+                    for name, domain in launch.domains(traits).items()
+                ]
+                parts = [(order, reduces, facts) for order in orders]
+                found += [
+                    Way(tuple(tuple(map(tuple, x)) for x in part), tuple(own)) for part in parts
+                ]
+    return [*ways, *further]
+
+
+def _traits(
+    axes: KernelAxes,
+    plan_axes: Sequence[Sequence[int | str]],
+    reduces: Sequence[Sequence[int | str]],
+    extents: Mapping[str, int],
+    eight: bool,
+    target: Target,
+) -> Traits:
+    """What the facts of a kernel depend on."""
+    several = [x for x in plan_axes if x[1] not in (0, tile.STEP) and extents[str(x[0])] > 1]
+    blocks = [x for x in several if str(x[1]).startswith("$")]
+    sides = [extents[str(a)] for a, size, *_ in plan_axes if size not in (1, tile.STEP)]
+    cut = [a for a, size in reduces if size != 0]
+    return Traits(
+        contracted=bool(axes.contracted),
+        looped=bool(axes.steps or cut),
+        chained=bool(axes.steps),
+        nested=bool(axes.steps and {*cut} & axes.inside),
+        blocks=len(blocks),
+        ordered=len(blocks) > 1 and blocks[-2:] == several[-2:],
+        rows=sides[0] if len(sides) > 1 else 0,
+        columns=sides[-1] if len(sides) > 1 else 0,
+        eight=eight,
+        features=frozenset(target.features),
+    )
 
 
 def _sketch(
@@ -313,7 +345,11 @@ def _sketch(
     if any(c.op == "const" and not c.attr[0] for c in limits):
         return None
     name = ".".join((name, *(_short_name(rule) for rule in further)))
-    return Sketch(name, tuple(actions), knobs, unique)
+    made = Sketch(name, tuple(actions), knobs, unique)
+    # What is cheap to look at is offered only where something is legal.
+    if made.size() <= FEW_ROWS and not len(next(iter(made.table().values()))):
+        return None
+    return made
 
 
 def _short_name(rule: ModuleType) -> str:
@@ -326,12 +362,3 @@ def _eight_bits(values: Sequence[Node], kept: set[Node]) -> bool:
     kinds = [[{x.dtype for f in side for x in walk(f) if x.op == "input"} for side in pair]
              for pair in pairs if pair is not None]  # fmt: skip
     return any(all(side and side <= EIGHT_BITS for side in pair) for pair in kinds)
-
-
-def _warps(axes: KernelAxes) -> tuple[int, ...]:
-    return (2, 4, 8) if axes.contracted else (1, 2, 4, 8, 16)
-
-
-def _stages(axes: KernelAxes, reduces: Sequence[Sequence[object]]) -> tuple[int, ...]:
-    looped = axes.steps or any(size != 0 for _, size in reduces)
-    return (2, 3, 4, 5) if looped and axes.contracted else (2,)
