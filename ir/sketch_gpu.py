@@ -163,7 +163,7 @@ def _longest_first(way: Way, uneven: set[str]) -> Way:
 
 def _hands_on(combo: Sequence[Way]) -> bool:
     """Whether some warps load for others: no compiler takes such loops in another order, too."""
-    return any(("specialise", 1) in way.plan[2] for way in combo)
+    return any(("specialise", 1) in facts for _, _, facts in (way.plan for way in combo))
 
 
 def _apart(dear: Sequence[Node]) -> tuple[Node, ...]:
@@ -225,7 +225,7 @@ def _precisions(program: Program, target: Target) -> tuple[str, ...]:
 class Way:
     """How one kernel is cut: its plan (see `tile`) and the knobs that it names."""
 
-    plan: tuple[object, ...]
+    plan: tuple[tuple[tuple[object, ...], ...], ...]
     knobs: tuple[Knob, ...]
 
 

@@ -161,7 +161,7 @@ def test_every_assumed_rate_has_a_source() -> None:
 def gpu_rows(count: int) -> Rows:
     """Times that are off by what the model could know: the share of the tensor cores."""
     program = product(1024, 1024, 1024)
-    table, _ = evaluated(program, sketches(program, TARGET)[0])
+    table, _ = evaluated(program, sketches(program, TARGET)[0], 6 * count)
     rng = np.random.default_rng(0)
     some = table.rows(np.sort(rng.choice(len(table), count, replace=False)))
     share = some.column("hot_tensor_share").astype(np.float64)
