@@ -43,7 +43,8 @@ OWNERS: dict[str, set[str]] = {
     "google": {"ir/frontend/onnx.py"},  # protobuf, for the errors of onnx
     "onnxruntime": {"codegen/runtime/island.py", "tools/peers.py", "tools/sides.py"},
     "torch": {
-        "ir/frontend/torch.py", "codegen/runtime/torch_op.py", "tools/export_examples.py",
+        "ir/frontend/torch.py", "tools/torch_parts.py", "codegen/runtime/torch_op.py",
+        "tools/export_examples.py",
         "tools/peers.py", "tools/gpu_peers.py", "tools/gpu_peers_library.py",
         "tools/gpu_peers_flex.py", "tools/gpu_peers_inductor.py", "tools/gpu_peers_helion.py",
         "tools/gpu_peers_masks.py", "tools/suite_jobs.py", "tools/suite_race.py",
@@ -71,8 +72,13 @@ LAZY = {"tvm", "tvm_ffi", "onnx", "onnxruntime", "torch", "triton", "iree", "ml_
 # Files whose purpose is to load the rest late: a command must not pay for what it does not use.
 LAZY_FACES = {"autosched/__init__.py", "autosched/cli.py"}
 # Ours inside a function, each for a reason: a node's operators build nodes of the op table, which
-# itself is made of nodes, and its key is that of its text.
-KNOWN_KNOTS = {("ir/node.py", "autosched.ir.ops"), ("ir/node.py", "autosched.ir.key")}
+# itself is made of nodes, and its key is that of its text. Torch is optional and takes seconds to
+# load, so that its importer and its side of a race are loaded for torch models alone.
+KNOWN_KNOTS = {
+    ("ir/node.py", "autosched.ir.ops"), ("ir/node.py", "autosched.ir.key"),
+    ("tools/models.py", "autosched.ir.frontend.torch"),
+    ("tools/sides.py", "autosched.tools.torch_parts"),
+}  # fmt: skip
 # Environment: tools and the packages' runtime may read it. A child inherits its parent's.
 ENVIRONMENT = {"codegen/worker_process.py"}
 ENVIRONMENT_FOLDERS = ("tools/", "codegen/runtime/")

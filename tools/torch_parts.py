@@ -22,6 +22,7 @@ from autosched.ir.frontend.torch import TorchModel, import_module, read_program,
 from autosched.tools.parts import Graph, Op, Part
 
 SUFFIX = ".torch"  # of a part's file
+VIEW = torch.ops.aten.view.default
 
 
 class TorchGraph(Graph):
@@ -88,10 +89,11 @@ def _given(
 
 
 def _input(array: np.ndarray, node: torch.fx.Node) -> torch.Tensor:
-    """An array as a tensor of the type that its node has: bfloat16 may come as bits or float32."""
-    wanted = node.meta["val"].dtype
-    made = to_tensor(array)
-    return made.view(wanted) if made.dtype == torch.uint16 else made.to(wanted)
+    """An array as a tensor of the type and strides that its node has: bfloat16 may come as bits or
+    as float32."""
+    like, made = node.meta["val"], to_tensor(array)
+    values = made.view(like.dtype) if made.dtype == torch.uint16 else made.to(like.dtype)
+    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype).copy_(values)
 
 
 def _stored(program: ExportedProgram, target: str) -> Any:
@@ -130,6 +132,8 @@ def part_side(file: Path, inputs: str) -> Callable[[], object]:
 
     for name in facts["nodes"]:
         known[name] = graph.node_copy(names[name], made)
+        if known[name].target == VIEW:  # of what may lie otherwise here than in the whole
+            known[name].target = torch.ops.aten.reshape.default
     graph.output(tuple(known[name] for name in facts["wanted"]))
     module = torch.fx.GraphModule(root, graph)
     return lambda: _run(module, feeds, {})

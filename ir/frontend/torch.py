@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
-from autosched.ir.frontend.aten import SINCE, Ref
+from autosched.ir.frontend.aten import Ref
 from autosched.ir.frontend.aten_table import SAME, TABLE
 from autosched.ir.frontend.build import OpNode, Source, TensorType, build_graph
 from autosched.ir.frontend.call import Value
@@ -29,23 +29,17 @@ from autosched.ir.frontend.exported import (
     export_failure,
     leaf,
     op_name,
-    place,
     quietly,
     refusal,
     result_names,
     tree,
 )
+from autosched.ir.frontend.fx import NodeReader, type_of
 from autosched.ir.frontend.literal import Array
 from autosched.ir.frontend.pt2 import write_plain
 from autosched.ir.graph import ModelError, ModelGraph
 
-DTYPES: dict[torch.dtype, str] = {
-    getattr(torch, name): name
-    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8",
-                 "uint64", "uint32", "uint16", "uint8", "bool")
-}  # fmt: skip
 ROUNDS = 6  # of replacing operators by their definitions
-_KEPT_CALLS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")  # only their graphs matter
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,19 +213,6 @@ def to_tensor(array: Array) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
 
-def _type_of(value: Any, where: str) -> TensorType:
-    if value.dtype not in DTYPES:
-        raise ModelError(
-            f"{where} is of type {value.dtype}; tensors must be of {', '.join(DTYPES.values())}"
-        )
-    if not all(type(size) is int for size in value.shape):
-        raise ModelError(
-            f"{where} has a size that depends on the values of tensors, and kernels are tuned for "
-            "sizes; write that with torch.where or masks, or tune the parts before and after it"
-        )
-    return TensorType(DTYPES[value.dtype], tuple(value.shape))
-
-
 # ---- reading -----------------------------------------------------------------------------------
 
 
@@ -243,9 +224,11 @@ class _Reading:
     name: str
     inputs: list[tuple[str, TensorType, tuple[str, ...]]] = field(default_factory=list)
     constants: dict[str, Array] = field(default_factory=dict)
-    nodes: list[OpNode] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     _leaves: list[str | None] = field(default_factory=list)  # outputs, None for plain values
+
+    def __post_init__(self) -> None:
+        self.reader = NodeReader(self.name, _common)
 
     def source(self) -> Source:
         self._check_writes()
@@ -255,7 +238,7 @@ class _Reading:
         for node, spec in zip(self.program.graph.find_nodes(op="placeholder"), specs, strict=True):
             if not isinstance(spec.arg, TensorArgument):
                 continue
-            kind = _type_of(node.meta["val"], f"{spec.target or node.name!r} of {self.name}")
+            kind = type_of(node.meta["val"], f"{spec.target or node.name!r} of {self.name}")
             if spec.kind == InputKind.USER_INPUT:
                 values[node] = node.name
                 self.inputs.append((node.name, kind, ("",) * len(kind.shape)))
@@ -263,13 +246,13 @@ class _Reading:
                 label = str(spec.target)
                 values[node] = label if label not in names else node.name
                 self.constants[values[node]] = to_array(self._stored(str(spec.target)))
-        made = self._visit(self.program.graph_module, values, "")
+        made = self.reader.visit(self.program.graph_module, values, "")
         self._leaves = self._result_names()
         for name, value in zip(self._leaves, made, strict=True):
             if name is not None:
-                self._add(SAME, [value], [name], {}, None)
+                self.reader.add(SAME, [value], [name], {}, None)
         return Source(
-            tuple(self.inputs), tuple(self.outputs), self.constants, tuple(self.nodes), TABLE
+            tuple(self.inputs), tuple(self.outputs), self.constants, tuple(self.reader.nodes), TABLE
         )
 
     def _stored(self, target: str) -> torch.Tensor:
@@ -290,78 +273,6 @@ class _Reading:
                     "value as an output, and pass the old one as an input"
                 )
 
-    # ---- nodes --------------------------------------------------------------------------------
-
-    def _visit(
-        self, module: torch.fx.GraphModule, values: dict[torch.fx.Node, str], scope: str
-    ) -> list[Any]:
-        """Reads the nodes of a graph; the names of what it returns, None for no tensor."""
-        parts: dict[torch.fx.Node, list[str]] = {}
-        for node in module.graph.nodes:
-            if node.op == "call_function" and node.users:  # others check sizes and types
-                self._call(module, node, values, parts, scope)
-        (returned,) = module.graph.output_node().args
-        assert isinstance(returned, (tuple, list))
-        return [values.get(v) if isinstance(v, torch.fx.Node) else None for v in returned]
-
-    def _call(
-        self, module: torch.fx.GraphModule, node: torch.fx.Node,
-        values: dict[torch.fx.Node, str], parts: dict[torch.fx.Node, list[str]], scope: str,
-    ) -> None:  # fmt: skip
-        label = op_name(node.target)
-        if label == "getitem":
-            whole, index = node.args
-            assert isinstance(whole, torch.fx.Node) and isinstance(index, int)
-            values[node] = parts[whole][index]
-            return
-        if label in _KEPT_CALLS:
-            parts[node] = self._inlined(module, node, values, f"{scope}{node.name}/")
-            return
-        found = node.meta.get("val")
-        several = isinstance(found, (tuple, list))
-        results = list(found) if isinstance(found, (tuple, list)) else [found]
-        if not isinstance(node.target, torch._ops.OpOverload) or not all(
-            r is None or isinstance(r, torch.Tensor) for r in results
-        ):
-            raise ModelError(refusal(self.name, [(node, "yields no tensors")]))
-        where = f"the result of {label}{place(node)}"
-        out = tuple(_type_of(r, where) for r in results if r is not None)
-        names = [f"{scope}{node.name}:{n}" if several else f"{scope}{node.name}"
-                 for n in range(len(results))]  # fmt: skip
-        if several:
-            parts[node] = names
-            used = {user.args[1] for user in node.users if op_name(user.target) == "getitem"}
-        else:
-            values[node] = names[0]
-            used = {0}
-        reads: list[str] = []
-        args = [_argument(a, values, reads) for a in _arguments(node)]
-        attrs = {"args": args, "out": out, "common": _common(node), "used": used}
-        self._add(label, reads, names, attrs, node)
-
-    def _add(self, op: str, reads: list[str], names: list[str], attrs: Mapping[str, Any],
-             node: torch.fx.Node | None) -> None:  # fmt: skip
-        self.nodes.append(
-            OpNode(names[0], op, "", SINCE, tuple(reads), tuple(names), attrs, source=node)
-        )
-
-    def _inlined(
-        self, module: torch.fx.GraphModule, node: torch.fx.Node,
-        values: dict[torch.fx.Node, str], scope: str,
-    ) -> list[Any]:  # fmt: skip
-        """The nodes of a graph that is called under another mode of gradients or of casts."""
-        at = next(n for n, a in enumerate(node.args) if isinstance(a, torch.fx.Node))
-        flags, called, given = node.args[:at], node.args[at], node.args[at + 1 :]
-        if op_name(node.target) == "wrap_with_autocast" and flags[2] is not False:
-            why = "casts by autocast inside the module; give it one type before exporting"
-            raise ModelError(refusal(self.name, [(node, why)]))
-        assert isinstance(called, torch.fx.Node)
-        inner = getattr(module, str(called.target))
-        places = inner.graph.find_nodes(op="placeholder")
-        own = {p: values[g] for p, g in zip(places, given, strict=True)
-               if isinstance(g, torch.fx.Node)}  # fmt: skip
-        return self._visit(inner, own, scope)
-
     # ---- how it is called ---------------------------------------------------------------------
 
     def _result_names(self) -> list[str | None]:
@@ -371,7 +282,8 @@ class _Reading:
         paths, _ = pytree.tree_flatten_with_path(leaves)
         tensors = [isinstance(s.arg, TensorArgument)
                    for s in self.program.graph_signature.output_specs]  # fmt: skip
-        taken = {name for name, _, _ in self.inputs} | {n for x in self.nodes for n in x.outputs}
+        taken = {name for name, _, _ in self.inputs}
+        taken |= {n for node in self.reader.nodes for n in node.outputs}
         self.outputs = result_names([p for (p, _), t in zip(paths, tensors, strict=True) if t],
                                     taken)  # fmt: skip
         names = iter(self.outputs)
@@ -395,36 +307,13 @@ class _Reading:
         }
 
 
-def _arguments(node: torch.fx.Node) -> Iterator[Any]:
-    """Every argument of a call in the schema's order, defaults filled in."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    given = list(node.args)
-    for n, argument in enumerate(node.target._schema.arguments):
-        if not argument.kwarg_only and n < len(given):
-            yield given[n]
-        elif argument.name in node.kwargs:
-            yield node.kwargs[argument.name]
-        else:
-            yield argument.default_value if argument.has_default_value() else None
-
-
-def _argument(value: Any, values: Mapping[torch.fx.Node, str], reads: list[str]) -> Any:
-    """An argument with its tensors as numbers of operands, which are added to `reads`."""
-    if isinstance(value, torch.fx.Node):
-        reads.append(values[value])
-        return Ref(len(reads) - 1)
-    if isinstance(value, (list, tuple)):
-        return [_argument(v, values, reads) for v in value]
-    return value
-
-
 def _common(node: torch.fx.Node) -> str:
     """The type in which the first two operands meet."""
     both: list[Any] = [a.meta["val"] if isinstance(a, torch.fx.Node) else a for a in node.args[:2]]
     fit = all(isinstance(b, (torch.Tensor, bool, int, float)) for b in both)
     if len(both) < 2 or not fit or not any(isinstance(b, torch.Tensor) for b in both):
         return ""
-    return DTYPES.get(torch.result_type(*both), "")
+    return str(torch.result_type(*both)).removeprefix("torch.")
 
 
 def _parameters(module: torch.nn.Module) -> list[str]:
