@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from autosched.codegen.runtime.arrays import STORAGE
+from autosched.codegen.runtime.arrays import FLOAT8, STORAGE
 from autosched.codegen.runtime.spec import (
     NATIVE,
     ROLES,
@@ -34,6 +34,7 @@ __all__ = [
     "PackSpec", "Plan", "Step", "Value", "check", "gpu_args", "operands",
 ]  # fmt: skip
 
+_TYPES = {NATIVE: frozenset(STORAGE), TRITON: frozenset((*STORAGE, *FLOAT8))}  # of arguments
 Constant = np.ndarray | Callable[[], np.ndarray]  # a callable reads a big one when it is written
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
 _TAKEN = frozenset({"load", "manifest", "runtime", "kernels"})  # names of a package's own
@@ -205,7 +206,7 @@ def _of_kernel(kernel: Kernel) -> Iterator[str]:
     if not any(arg.role == "output" for arg in kernel.args):
         yield "no output"
     for arg in kernel.args:
-        if arg.role not in ROLES or arg.dtype not in STORAGE:
+        if arg.role not in ROLES or arg.dtype not in _TYPES[kernel.code]:
             yield f"{arg.name} has an unknown role or dtype: {arg.role} {arg.dtype}"
         if (arg.pack is not None) != (arg.role == "packed"):
             yield f"{arg.name} is {arg.role}, with{'out' if arg.pack is None else ''} a pack"

@@ -286,3 +286,28 @@ def test_operators_of_gpu_packages_have_fakes_and_break_no_graph(tmp_path):
     with FakeTensorMode():
         fake = public.torch_op()(torch.empty(64, 32, device="cuda"))
     assert fake.device.type == "cuda" and fake.shape == (64, 32)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3", "float8_e5m2"])
+def test_eight_bit_floats_go_in_and_out(driver, tmp_path, monkeypatch, dtype):
+    """As tensors, as arrays of ml_dtypes, and as bits."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    module = modules.copy(64)
+    eight = replace(module, tensors=tuple(replace(t, dtype=dtype) for t in module.tensors))
+    made = replace(kernel(module, tmp_path / "cache"), module=eight, args=gpu_args(eight),
+                   reference=REFERENCE)  # fmt: skip
+    written = write_package(Artifact((made,)), tmp_path / "out", "out").module
+    monkeypatch.setattr(gpu_calls, "_warn", lambda root, text: None)
+    function = Function(read(written), "function")
+    name = "float8_e4m3fn" if dtype == "float8_e4m3" else dtype
+    x = torch.randn(64, 32).to(getattr(torch, name))
+    bits = x.view(torch.uint8)
+    assert function(x).dtype == x.dtype and torch.equal(function(x).view(torch.uint8), bits)
+    array = bits.numpy().view(getattr(ml_dtypes, name))
+    for given in (array, bits.numpy()):
+        assert function(given).dtype.name == name
+        assert (function(given).view("uint8") == bits.numpy()).all()
+    with pytest.raises(ValueError, match=f"x is float32.*{dtype}"):
+        function(x.float())
+    with pytest.raises(ValueError, match=f"x is float32.*{dtype}.* by ml_dtypes"):
+        function(x.float().numpy())

@@ -26,6 +26,9 @@ STORAGE: dict[str, np.dtype[Any]] = {
     )
 }  # fmt: skip
 
+# Kernels of GPUs only have these; their names in torch and ml_dtypes. NumPy sees their bits, uint8.
+FLOAT8 = {"float8_e4m3": "float8_e4m3fn", "float8_e5m2": "float8_e5m2"}
+
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a dense buffer."""
@@ -135,19 +138,19 @@ def dense(operand: Any, want: Value) -> np.ndarray:
 
 
 def public(array: np.ndarray, dtype: str, torch: bool) -> Any:
-    """A result as callers want it: torch for torch callers, ml_dtypes' bfloat16 where it is.
+    """A result as callers want it: torch for torch callers, ml_dtypes' narrow floats where it is.
 
-    Without ml_dtypes a bfloat16 result stays the uint16 of its bits.
+    Without ml_dtypes such a result stays the unsigned integers of its bits.
     """
     if torch:
         module = sys.modules["torch"]
         if dtype != "bfloat16":
             return module.from_numpy(array)
         return module.from_numpy(array.view(np.int16)).view(module.bfloat16)
-    if dtype != "bfloat16":
+    if dtype != "bfloat16" and dtype not in FLOAT8:
         return array
     try:
         ml_dtypes = importlib.import_module("ml_dtypes")
     except ImportError:
         return array
-    return array.view(ml_dtypes.bfloat16)
+    return array.view(getattr(ml_dtypes, FLOAT8.get(dtype, dtype)))

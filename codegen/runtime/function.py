@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .arrays import FLOAT8
 from .errors import InputError
 from .gpu_kernel import GpuKernel
 from .kernel import Packed
@@ -13,6 +14,7 @@ from .manifest import Manifest
 from .quick import Quick
 from .threads import thread_count
 
+_NAMES = {theirs: ours for ours, theirs in FLOAT8.items()}
 Signature = tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -21,6 +23,7 @@ def _facts(operand: Any) -> tuple[str, tuple[int, ...]]:
     if isinstance(operand, Packed):
         return operand.operand.dtype, operand.operand.shape
     dtype = str(getattr(operand, "dtype", type(operand).__name__)).removeprefix("torch.")
+    dtype = _NAMES.get(dtype, dtype)
     # int() makes torch.compile specialise on a symbolic extent: kernels have fixed shapes.
     return dtype, tuple(int(extent) for extent in getattr(operand, "shape", ()))
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import STORAGE, dense, is_torch, public
+from .arrays import FLOAT8, STORAGE, dense, is_torch, public
 from .errors import InputError
 from .gpu import ALIGNMENT, torch_module
 from .launch import torch_type
 from .spec import Value
 
+# Types that NumPy has not, by torch's types for their bits.
+_BITS = {"bfloat16": "int16", **dict.fromkeys(FLOAT8, "uint8")}
 Give = Callable[[Any, Value], Any]
 
 
@@ -26,7 +28,7 @@ def tensor(operand: Any, want: Value, device: Any) -> Any:
     torch = torch_module()
     if not is_torch(operand):
         if isinstance(operand, (np.ndarray, np.generic)) or not hasattr(operand, "__dlpack__"):
-            return from_numpy(dense(operand, want), want.dtype).to(device)
+            return from_numpy(_array(operand, want), want.dtype).to(device)
         try:
             operand = torch.from_dlpack(operand)
         except (BufferError, RuntimeError, TypeError) as error:
@@ -42,19 +44,33 @@ def tensor(operand: Any, want: Value, device: Any) -> Any:
     return there.clone() if there.data_ptr() % ALIGNMENT else there
 
 
+def _array(operand: Any, want: Value) -> np.ndarray:
+    """An array in storage type; eight-bit floats as ml_dtypes has them, or as their bits."""
+    if want.dtype not in FLOAT8:
+        return dense(operand, want)
+    array = np.asarray(operand)
+    bits = array.view(np.uint8) if array.dtype.name == FLOAT8[want.dtype] else array
+    if bits.dtype == np.uint8 and bits.shape == want.shape:
+        return np.ascontiguousarray(bits)
+    raise InputError(
+        f"{want.name} is {array.dtype.name}{list(array.shape)}, but {want.dtype}"
+        f"{list(want.shape)} is expected, as uint8 or by ml_dtypes"
+    )
+
+
 def from_numpy(array: np.ndarray, dtype: str) -> Any:
     """The tensor in the memory of a dense array in storage type; of a copy where that is
     read-only, which torch does not know."""
     made = torch_module().from_numpy(array if array.flags.writeable else array.copy())
-    return made.view(torch_type(dtype)) if dtype == "bfloat16" else made
+    return made.view(torch_type(dtype)) if dtype in _BITS else made
 
 
 def to_numpy(result: Any, dtype: str) -> np.ndarray:
     """A tensor as an array in storage type."""
     torch = torch_module()
-    bits = result.view(torch.int16) if dtype == "bfloat16" else result
+    bits = result.view(getattr(torch, _BITS[dtype])) if dtype in _BITS else result
     array: np.ndarray = bits.cpu().numpy()
-    return array.view(STORAGE[dtype])
+    return array if dtype in FLOAT8 else array.view(STORAGE[dtype])
 
 
 def giver(operands: Iterable[Any]) -> Give:
