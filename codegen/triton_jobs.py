@@ -48,14 +48,22 @@ def build_schedule(
     found = open_replay(program, chosen) if open_sizes else _closed(program, chosen)
     if isinstance(found, Illegal):
         return {"illegal": found.code, "why": found.why}
-    title = CLASS_TITLE if found.sizes.open else title
-    header = Header(title, to_text(found.program), chosen.to_json(), toolchain())
-    module = emit(found.tile, header, found.sizes)
+    module = _emitted(found, chosen, title)
+    if isinstance(module, Illegal) and found.sizes.open:
+        found = _closed(program, chosen)
+        assert isinstance(found, OpenTile), "its open form is legal"
+        module = _emitted(found, chosen, title)
     if isinstance(module, Illegal):
         return {"illegal": module.code, "why": module.why}
     lowered = time.perf_counter() - begun
     made = _built(module, parse_target(target), cache)
     return {**_row(made), "bound": bound_of(found.tile), "lower_s": round(lowered, 4)}
+
+
+def _emitted(found: OpenTile, schedule: Schedule, title: str) -> TritonModule | Illegal:
+    title = CLASS_TITLE if found.sizes.open else title
+    header = Header(title, to_text(found.program), schedule.to_json(), toolchain())
+    return emit(found.tile, header, found.sizes)
 
 
 def _closed(program: Program, schedule: Schedule) -> OpenTile | Illegal:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from autosched.ir.block_axes import BlockAxes
 from autosched.ir.expand import Home, fresh
-from autosched.ir.extent import as_node, ext_cdiv, is_extent, simplify
+from autosched.ir.extent import as_extent, as_node, ext_cdiv, is_extent, simplify
 from autosched.ir.linear import range_of
 from autosched.ir.monoid import MONOIDS, dtype_limit
 from autosched.ir.node import Extent, IRError, Node, walk
@@ -474,9 +474,9 @@ class Blocks(BlockAxes):
             if axis in dict(s.free):
                 return dict(s.free)[axis]
         last = node.src[2 * node.attr[2] - 1]
-        if last.op != "const":
+        if not is_extent(last):
             raise NoBlock(f"nothing tells how long the loop over {axis} is")
-        return int(last.attr[0])
+        return as_extent(last)
 
 
 def _masked(read: Node, tests: Sequence[Node]) -> Node:

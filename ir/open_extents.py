@@ -15,8 +15,8 @@ What to call:
     class_key(program, schedule)               # equal for workloads that one build may serve
 
 Schedules, sketches, tables and features stay those of the closed program. An axis stays closed
-where its extent decides what a box is (whole axes, blocks that cover it), where a loop with states
-or a scan runs along it, and where it is 1. What else a definition derives from an extent (1/n of a
+where its extent decides what a box is (whole axes, blocks that cover it), where a scan or a part of
+a loop runs along it, and where it is 1. What else a definition derives from an extent (1/n of a
 mean, an offset of positions) stays the number that it is, and is a part of the class.
 """
 
@@ -30,6 +30,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from autosched.ir.extent import as_node
 from autosched.ir.node import Extent, Node, Output, Program, walk
 from autosched.ir.ops import iota, knob
 from autosched.ir.rules.action import Action, Illegal
@@ -223,9 +224,20 @@ def _positions(node: Node) -> set[str]:
 
 
 def _walked(program: Program) -> set[str]:
-    """The axes along which states or prefixes are carried."""
-    loops = [n for n in walk(*program.body) if n.op in ("fold", "scan")]
-    return {n.attr[0 if n.op == "fold" else 1] for n in loops}
+    """The axes along which prefixes are made, or states are carried over a part of the axis."""
+    nodes = list(walk(*program.body))
+    partly = {n.attr[0] for n in nodes if n.op == "fold" and not _from_end_to_end(n)}
+    return partly | {n.attr[1] for n in nodes if n.op == "scan"}
+
+
+def _from_end_to_end(loop: Node) -> bool:
+    """Whether the loop runs over the whole of its axis, as far as its body says how long it is."""
+    axis, _, n_intervals, _ = loop.attr
+    lo, hi = loop.src[:2]
+    if n_intervals != 1 or lo.op != "const" or lo.attr[0] or hi.op != "const":
+        return False
+    extents = {e for n in walk(*loop.src[2:]) for a, e in n.free if a == axis}
+    return extents <= {hi.attr[0]}
 
 
 def _source(program: Program, axis: str) -> tuple[str, int] | None:
@@ -299,6 +311,8 @@ def _with_attr(node: Node, src: tuple[Node, ...], table: Mapping[str, Extent]) -
     if node.op == "iota" and node.attr[0] in table:
         return iota(node.attr[0], table[node.attr[0]], node.attr[2])
     attr = node.attr
+    if node.op == "fold" and attr[0] in table and attr[2] == 1:
+        src = (src[0], as_node(table[attr[0]]), *src[2:])
     if node.op in ("input", "carry"):
         at = 1 if node.op == "input" else 2
         dims = tuple((a, table.get(a, e)) for a, e in attr[at])

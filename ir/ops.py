@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autosched.ir.monoid import MONOIDS
-from autosched.ir.node import Axes, Extent, IRError, Node, Operand, Type
+from autosched.ir.node import Axes, Extent, IRError, Node, Operand, Type, walk
 from autosched.ir.scalar import DTYPES, FLOATS, ITEMSIZE, SCALARS, split_name
 
 # A loop bound to "arrive" stands inside of a grid, with statements behind it: its iterations are
@@ -187,8 +187,9 @@ def _step_axis(axis: str, body: tuple[Node, ...], bounds: tuple[Node, ...]) -> A
         if axis in node.names:
             return ((axis, node.extent(axis)),)
     last = bounds[-1]
-    _check(last.op == "const", f"fold: nothing tells the extent of the stacked axis {axis!r}")
-    return ((axis, last.attr[0]),)
+    open_ = not last.free and all(n.op in ("map", "const", "knob") for n in walk(last))
+    _check(open_, f"fold: nothing tells the extent of the stacked axis {axis!r}")
+    return ((axis, last.attr[0] if last.op == "const" else last),)
 
 
 def _infer_get(src: tuple[Node, ...], attr: tuple[Any, ...]) -> Inferred:

@@ -13,6 +13,7 @@ import numpy as np
 import programs
 import pytest
 from test_triton_schedules import draw
+from tile_programs import delta_algebra
 
 from autosched.codegen import triton_build, triton_jobs
 from autosched.codegen.reference import write_program
@@ -23,7 +24,7 @@ from autosched.codegen.triton_build import build, build_key
 from autosched.codegen.triton_spec import TritonModule
 from autosched.ir.extent import ext_cdiv, simplify, subst
 from autosched.ir.interp import evaluate
-from autosched.ir.node import Node, Program
+from autosched.ir.node import Node, Program, replace_nodes, walk
 from autosched.ir.open_extents import (
     OpenTile,
     Sizes,
@@ -32,7 +33,7 @@ from autosched.ir.open_extents import (
     open_replay,
     opened_for,
 )
-from autosched.ir.ops import iota, knob, minimum
+from autosched.ir.ops import const, get, iota, knob, minimum
 from autosched.ir.record import Record, Status
 from autosched.ir.rules.action import act
 from autosched.ir.schedule import Schedule, replay
@@ -58,6 +59,7 @@ FAMILIES: dict[str, tuple[Callable[..., Program], Sequence[Shape]]] = {
     "causal": (lambda *s: programs.attention(*s, 16), [(2, 2, 37), (3, 2, 53)]),
     "cross": (lambda b, i, j: programs.attention(b, 4, i, 16, j=j, groups=2, mask=None),
               [(2, 37, 141), (3, 19, 157)]),
+    "recurrence": (lambda b, t: delta_algebra(b, 2, t, 16, 16), [(2, 9), (3, 13)]),
     "turned": (programs.rotary, [(2, 3, 11, 16), (3, 2, 7, 16)]),
 }  # fmt: skip
 DRAWS = {"aligned": 2}  # schedules of each, 3 otherwise
@@ -138,6 +140,17 @@ def test_an_axis_that_is_whole_or_has_length_one_is_closed():
     program = programs.gemm(1, 96, 512)
     names = {s.name for s in opened_for(program, chosen(program, n=32)).sizes.open}
     assert names and not any(n.startswith("m.") for n in names)
+
+
+def test_a_loop_over_all_steps_opens_and_a_part_of_it_does_not():
+    program = delta_algebra(2, 2, 9, 16, 16)
+    schedule = schedules(program, 1)[0]
+    assert "t.size" in {s.name for s in opened_for(program, schedule).sizes.open}
+    (fold,) = [n for n in walk(*program.body) if n.op == "fold"]
+    part = Node("fold", (fold.src[0], const(8, "int32"), *fold.src[2:]), fold.attr)
+    table = {get(fold, n): get(part, n) for n in range(len(fold.types))}
+    shorter = program.with_body(*(replace_nodes(b, table) for b in program.body))
+    assert "t.size" not in {s.name for s in opened_for(shorter, schedule).sizes.open}
 
 
 def test_rules_that_nobody_has_checked_leave_a_program_closed():
