@@ -7,13 +7,13 @@ never changed; a module that does not compile leaves none.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
@@ -49,7 +49,9 @@ _POINTERS: Mapping[str, str] = {
     "uint8": "u8", "bool": "i1",
 }  # fmt: skip
 _SIZE = "i32"
-_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+# What ptxas says of a kernel.
+_STACK, _REGISTERS = re.compile(r"(\d+) bytes stack frame"), re.compile(r"Used (\d+) registers")
+_SERIALISED = re.compile(r"\(C75\d\d\)[^\n]* are serialized")
 
 
 class DoesNotFitError(ValueError):
@@ -127,20 +129,27 @@ def _compiled(
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
     if launch.registers:
         options["maxnreg"] = launch.registers
-    with triton.knobs.compilation.scope():
+    said = io.StringIO()
+    with (
+        triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(),
+        contextlib.redirect_stdout(said),
+    ):  # fmt: skip
         # Line tables name the folder of the build: equal modules would make unequal packages.
         triton.knobs.compilation.disable_line_info = True
+        triton.knobs.compilation.always_compile = True  # what ptxas says is not in Triton's cache
+        triton.knobs.nvidia.dump_ptxas_log = True
         compiled = triton.compile(source, target=gpu_target(target), options=options)
     fault = fault_of(compiled.asm["ttgir"])
     if fault is not None:
         raise MiscompiledError(f"{launch.kernel}: {fault}")
     facts = compiled.metadata
     file.write_bytes(compiled.asm["cubin"])
-    registers, spills = _usage(file)
+    log = said.getvalue()
+    registers, spills = _number(_REGISTERS, log), _number(_STACK, log)
     made = BuiltKernel(
         file.name, facts.name, WARP * facts.num_warps, facts.shared,
         facts.global_scratch_size, facts.global_scratch_align, registers, spills,
-        len(compiled.asm["ptx"]),
+        len(compiled.asm["ptx"]), _SERIALISED.search(log) is not None,
     )  # fmt: skip
     _check_fits(made, target)
     return made
@@ -160,22 +169,12 @@ def _check_fits(kernel: BuiltKernel, target: Target) -> None:
                               f"{kernel.threads} threads; a multiprocessor has {MAX_REGISTERS}")
 
 
-def _usage(cubin: Path) -> tuple[int, int]:
-    """Registers of a thread, and bytes that it spills to the stack."""
-    said = subprocess.run(
-        [_cuobjdump(), "--dump-resource-usage", str(cubin)], capture_output=True, text=True,
-        check=True,
-    ).stdout  # fmt: skip
-    found = _USAGE.search(said)
-    if found is None:
-        raise ValueError(f"cuobjdump says nothing of the registers of {cubin.name}: {said[:200]}")
-    registers, stack, _, local = map(int, found.groups())
-    return registers, max(stack, local)
-
-
-@functools.cache
-def _cuobjdump() -> str:
-    return str(triton.knobs.nvidia.cuobjdump.path)
+def _number(pattern: re.Pattern[str], log: str) -> int:
+    """What ptxas says of a kernel; calls that are not inlined would have lines of their own."""
+    found = pattern.findall(log)
+    if not found:
+        raise ValueError(f"ptxas says nothing like {pattern.pattern!r}: {log[:200]}")
+    return max(map(int, found))
 
 
 def _publish(made: Path, final: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from autosched.codegen.triton_spec import TritonModule
 
-FORMAT = 1  # of build.json: another number is another key
+FORMAT = 2  # of build.json: another number is another key
 SOURCE, INDEX = "module.py", "build.json"
 
 
@@ -29,6 +29,7 @@ class BuiltKernel:
     threads: of a block. shared_bytes: dynamic shared memory of a block. scratch_bytes: global
     memory for each program, aligned to scratch_align (tensor descriptors live there).
     registers: of a thread. spill_bytes: of a thread, on the stack. ptx_bytes: length of the PTX.
+    serialised: products on tensor cores wait for each other, as the assembler had to make them.
     """
 
     file: str
@@ -40,6 +41,7 @@ class BuiltKernel:
     registers: int
     spill_bytes: int
     ptx_bytes: int
+    serialised: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class Build:
 
     def facts(self) -> dict[str, int]:
         """The worst of all kernels, for records."""
-        names = ("registers", "spill_bytes", "shared_bytes", "ptx_bytes", "threads")
-        return {n: max(getattr(k, n) for k in self.kernels) for n in names}
+        names = ("registers", "spill_bytes", "shared_bytes", "ptx_bytes", "threads", "serialised")
+        return {n: int(max(getattr(k, n) for k in self.kernels)) for n in names}
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; the folder is where it is found."""

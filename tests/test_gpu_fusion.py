@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import triton
 
 from autosched.codegen.check import REL_L2_BOUND
 from autosched.codegen.triton import Header, emit
-from autosched.codegen.triton_build import _cuobjdump, build
+from autosched.codegen.triton_build import build
 from autosched.codegen.triton_spec import TritonModule
 from autosched.ir.define import algebra
 from autosched.ir.interp import evaluate
@@ -40,6 +41,7 @@ from autosched.ir.ops import (
 )
 from autosched.ir.scalar import round_to_grid
 from autosched.ir.schedule import Schedule, Sketch, replay
+from autosched.ir.sketch_gpu import repeats
 from autosched.ir.sketches import sketches
 from autosched.ir.target import parse_target
 from autosched.tools.triton_interpreter import Interpreter
@@ -304,7 +306,8 @@ def compiled(program: Program, sketch: Sketch, folder: Path, **wanted: int) -> t
     assert isinstance(module, TritonModule), module
     made = build(module, SM_90, folder)
     kernel = made.kernels[0]
-    told = subprocess.run([_cuobjdump(), "-sass", str(made.folder / kernel.file)], text=True,
+    tool = triton.knobs.nvidia.cuobjdump.path
+    told = subprocess.run([tool, "-sass", str(made.folder / kernel.file)], text=True,
                           capture_output=True, check=True)  # fmt: skip
     return told.stdout, kernel.spill_bytes, kernel.shared_bytes
 
@@ -322,3 +325,9 @@ def test_loops_stay_pipelined(name: str, descriptors: int, tmp_path: Path) -> No
     assert "GMMA" in code
     assert ("UTMALDG" if descriptors else "LDGSTS") in code
     assert shared >= 2 * (128 + 128) * 64 * (1 if name.startswith("e4m3") else 2)
+
+
+def test_why_a_row_has_a_kernel_of_its_own() -> None:
+    assert not repeats(TABLE["norm behind"].define(*SMALL))
+    why = repeats(TABLE["norm behind"].define(*LARGE))
+    assert set(why) == {"n"} and "4096" in why["n"]
