@@ -11,9 +11,14 @@ from autosched.codegen.runtime.spec import NATIVE, TRITON
 
 # The C interface of TVM's runtime is that of the release it was built with.
 FFI_REQUIREMENT = "apache-tvm-ffi>=0.1.14,<0.2"
-# What kernels need to run, by their code. Tensor descriptors have been in Triton since 3.4.
+# What kernels need to run, by their code, and what more they can use. Machine code needs no
+# Triton; its interpreter runs the sources, whose tensor descriptors it has had since 3.4.
 REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
-    NATIVE: (FFI_REQUIREMENT,), TRITON: ("torch>=2.7", "triton>=3.4"),
+    NATIVE: (FFI_REQUIREMENT,), TRITON: ("torch>=2.7",),
+}  # fmt: skip
+
+EXTRAS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    NATIVE: {}, TRITON: {"interpreter": ("triton>=3.4",)},
 }  # fmt: skip
 
 
@@ -52,9 +57,14 @@ def gpu_kernel_text(kernel: GpuKernel) -> str:
     """The source of a module, which has a header of its own, under what became of it."""
     facts = ", ".join(f"{name} {value}" for name, value in sorted(kernel.facts.items()))
     picked = "picked by the model, not measured"
+    torch_time = [] if kernel.reference_us is None else [
+        f"Torch's operators: {_time(kernel.reference_us)}"
+        + (": the package calls them instead" if kernel.loses else "")
+    ]  # fmt: skip
     lines = [
         f"{kernel.public_name}({_signature(operands(kernel.args))}) -> {_results(kernel)}",
         f"Measured: {picked if kernel.latency_us is None else _time(kernel.latency_us)}",
+        *torch_time,
         f"Target: {kernel.target}", f"Compiled for {kernel.arch}: {facts or 'no facts'}",
         f"Toolchain: {kernel.toolchain}", f"Key: {kernel.key}",
     ]  # fmt: skip
@@ -132,12 +142,18 @@ def pyproject_text(name: str, version: str, summary: str, codes: Iterable[str],
         'build-backend = "setuptools.build_meta"', "",
         "[project]", f"name = {_toml(name.replace('_', '-'))}", f"version = {_toml(version)}",
         f"description = {_toml(summary or 'Tuned kernels')}", 'requires-python = ">=3.11"',
-        f"dependencies = {json.dumps(requirements)}", "",
+        f"dependencies = {json.dumps(requirements)}", "", *_extras(code),
         "[tool.setuptools]", f'packages = ["{name}", "{name}.runtime"]', "",
         "[tool.setuptools.package-data]",
         f'{name} = ["manifest.json", "py.typed", "weights.bin", "kernels/*", "islands/*", "lib/*"]',
         "", "[tool.distutils.bdist_wheel]", f'plat-name = "{wheel}"', "",
     ])  # fmt: skip
+
+
+def _extras(codes: Sequence[str]) -> list[str]:
+    rows = {name: needed for code in codes for name, needed in EXTRAS[code].items()}
+    lines = [f"{name} = {json.dumps(list(needed))}" for name, needed in rows.items()]
+    return ["[project.optional-dependencies]", *lines, ""] if lines else []
 
 
 _LICENCE = (
@@ -146,9 +162,15 @@ _LICENCE = (
 )
 _LICENCE_GPU = ("The kernels are yours. `runtime/` is part of autosched (Apache-2.0).",)
 _RUNS_ON_GPU = (
-    "The kernels are Triton code: operands are torch tensors on a CUDA device (install the torch",
-    "build for your CUDA), or NumPy arrays, which are copied there and back. Without such a GPU,",
-    "TRITON_INTERPRET=1 runs them slowly on the CPU.", "",
+    "The kernels are Triton code and the machine code made of it, so that a first call compiles",
+    "nothing. Operands are torch tensors on a CUDA device (install the torch build for your CUDA),",
+    "or NumPy arrays, which are copied there and back; results are new tensors. Operands that are",
+    "not dense or not aligned to 16 bytes are copied first. Calls run on torch's current stream,",
+    "wait for nothing and can be captured in CUDA graphs; under torch.compile they are operators",
+    "of the graph. They have no gradients. On another GPU, or without one, torch's own operators",
+    "compute the same, with one warning; AUTOSCHED_STRICT=1 makes that an error, and",
+    "TRITON_INTERPRET=1 (with the extra `interpreter`) runs the kernels themselves slowly on the",
+    "CPU.", "",
 )  # fmt: skip
 
 

@@ -30,6 +30,8 @@ from autosched.tools.lab import Attempt, BuiltModule
 
 _LAUNCHERS = {"cuda": "cubin", "cpu": "jit"}  # the interpreter has no machine code
 _ENVIRONMENT: Mapping[str, Mapping[str, str]] = {"cuda": {}, "cpu": {"TRITON_INTERPRET": "1"}}
+_AGAINST = "autosched.codegen.gpu_definition:against_definition"
+_DEFINITION = "definition.py"  # in a task's folder
 _TOGETHER = "autosched.codegen.gpu_jobs:measure_together"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autosched.codegen.artifact import (
@@ -94,9 +94,22 @@ def gpu_winners(
     lab.prepare({c.task.key: c.task.program for c in choices})
     built = lab.build_all([(c.task.key, c.schedule) for c in choices])
     return {
-        c.task.key: gpu_kernel(c, _entry(c, attempt), target, toolchain)
-        for c, attempt in zip(choices, built, strict=True)
+        c.task.key: _raced(lab, c, attempt, target, toolchain)
+        for c, attempt in zip(choices, list(built), strict=True)
     }
+
+
+def _raced(
+    lab: TritonLab, choice: Choice, attempt: Attempt, target: Target, toolchain: str
+) -> Kernel:
+    """The kernel, with the time of torch's operators where a GPU could tell."""
+    made = gpu_kernel(choice, _entry(choice, attempt), target, toolchain)
+    if made.reference is None or made.latency_us is None:
+        return made
+    assert isinstance(attempt.built, BuiltModule)
+    names = [v.name for v in operands(made.args)]
+    ratio = lab.against(choice.task.key, attempt.built, made.reference, names)
+    return made if ratio is None else replace(made, reference_us=made.latency_us * ratio)
 
 
 def _entry(choice: Choice, attempt: Attempt) -> GpuBuild:
