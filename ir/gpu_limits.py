@@ -11,6 +11,7 @@ from autosched.ir.extent import (
     ext_max,
     ext_mul,
     ext_product,
+    ext_sub,
 )
 from autosched.ir.gpu_facts import DEFAULTS, fed_by, rules_of, stores_boxes
 from autosched.ir.node import Extent, Node, walk
@@ -47,13 +48,11 @@ def resource_limits(kernel: Node, target: Target) -> list[Node]:
     # The next block, or warps of their own, load already while a store leaves.
     beside = facts["persistent"] != 0 or facts["specialise"] != 0
     handed = _handed_on(nodes)
-    merges = {
-        n for x in nodes if x.op == "forall" for after in _behind_parts(x) for n in walk(after)
-    }
     for node in nodes:
         if node.op == "fold":
-            step = _read_bytes(node, loops) if node in merges else _staged_bytes(node, loops)
-            staged = ext_mul(step, stages)
+            staged = ext_mul(_staged_bytes(node, loops), stages)
+            if staged == 0:  # without products, what is on its way is the next steps alone
+                staged = ext_mul(_read_bytes(node, loops), ext_sub(stages, 1))
             for name, value in handed.items():
                 staged = ext_add(staged, _bytes(value, loops) if name in node.attr[1] else 0)
             if staged != 0:
@@ -123,15 +122,8 @@ def _register_bytes(nodes: Sequence[Node], loops: set[str]) -> list[Extent]:
     return [o for o in out if isinstance(o, Node) or o > 0]
 
 
-def _behind_parts(loop: Node) -> tuple[Node, ...]:
-    """The statements that the last of several programs does."""
-    body = loop.src[2:]
-    split = body[0].op == "forall" and body[0].attr[1] == "arrive"
-    return body[1:] if split else ()
-
-
 def _read_bytes(fold: Node, loops: set[str]) -> Extent:
-    """Bytes of the boxes that a merge reads at each of its steps."""
+    """Bytes of the boxes that a loop reads anew at each of its steps."""
     axis = fold.attr[0]
     total: Extent = 0
     for load in walk(*fold.src[2 * fold.attr[2] :]):

@@ -32,7 +32,9 @@ BLOCK_BYTES = (128, 256, 512)  # of a row that a step of a contraction reads
 LINES = (1024, 4096)  # elements of a row at a time where nothing is contracted
 # Facts that the few programs of a merge, or of a part, have no use for.
 _MERGE = {"warps": (4,), "stages": (2,)}
-_MERGED_BLOCKS = (1, 4, 128, 512)
+_MERGED_BLOCKS = (1, 4, 128, 256)
+# Of a part: its tile is small, and its neighbours share nothing.
+_PART = {"group": (0,), "epilogue": (1,), "registers": (0,)}
 
 
 def split_sketches(program: Program, target: Target) -> tuple[Sketch, ...]:
@@ -168,8 +170,9 @@ def _closed(group: Group) -> Group:
 
 
 def _plain(way: Way) -> bool:
-    """Whether the programs of a way have one tile each."""
-    return not dict(_facts(way)).get("persistent")
+    """Whether the programs of a way have one tile each, and do all of it by themselves."""
+    facts = dict(_facts(way))
+    return not any(facts.get(name) for name in ("persistent", "flatten", "specialise"))
 
 
 def _facts(way: Way) -> tuple[tuple[str, int | str], ...]:
@@ -183,7 +186,8 @@ def _last(way: Way, part: str) -> Way:
     axes, *rest = way.plan
     assert isinstance(axes, tuple)
     moved = (*(x for x in axes if x[0] != part), (part, 1))
-    return Way((moved, *rest), tuple(k for k in way.knobs if not k.name.endswith(f".{part}")))
+    facts = {k.name: _PART.get(k.name.rpartition(".")[2], k.domain) for k in way.knobs}
+    return _with_domains(Way((moved, *rest), way.knobs), facts)
 
 
 def _same(way: Way, part: str) -> Way:
@@ -200,8 +204,7 @@ def _small(way: Way) -> Way:
     for name, domain in domains.items():
         fact = name.rpartition(".")[2]
         wanted = _MERGE.get(fact, _MERGED_BLOCKS)
-        near = sorted({min(domain, key=lambda d: abs(d - w)) for w in wanted})
-        table[name] = tuple(near)
+        table[name] = tuple(d for d in domain if d in wanted) or domain[:1]
     return _with_domains(way, table)
 
 
