@@ -33,13 +33,13 @@ def test_a_second_wait_in_a_region_is_a_fault() -> None:
     assert "waits twice for the product %sum#1" in str(fault_of(TWICE))
 
 
-def module() -> TritonModule:
+def module(name: str = "onepass128.0", rows: int = 64) -> TritonModule:
     """Causal attention whose last block is one step behind a loop; dots of 128 and of 16 columns
     want their rows in two layouts."""
     program = attention(1024, "causal", "bfloat16")
-    sketch = next(s for s in gpu_sketches(program, TARGET) if s.name == "onepass128.0")
+    sketch = next(s for s in gpu_sketches(program, TARGET) if s.name == name)
     table = sketch.table()
-    row = {k.name: int(table[k.name][0]) for k in sketch.knobs} | {"k0.i": 64, "k0.warps": 4}
+    row = {k.name: int(table[k.name][0]) for k in sketch.knobs} | {"k0.i": rows, "k0.warps": 4}
     tile = replay(program, sketch.schedule(row))
     assert isinstance(tile, Program), tile
     made = emit(tile, Header("causal"))
@@ -59,3 +59,18 @@ def test_a_miscompiled_kernel_is_refused(
     monkeypatch.setattr(triton_loops, "_goes_on", lambda fold: False)
     with pytest.raises(MiscompiledError, match="waits twice"):
         build(module(), TARGET, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["onepass64.0", "onepass64.0.stagger"])
+def test_products_do_not_wait_for_each_other(name: str, tmp_path: Path) -> None:
+    """Whole blocks and cut ones in two loops; the accumulators have one origin in both."""
+    made = module(name, 128)
+    assert made.source.count("in tl.range(") == 2
+    assert not build(made, TARGET, tmp_path / "apart").kernels[0].serialised
+
+
+def test_accumulators_of_two_origins_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_loops, "_goes_on", lambda fold: False)
+    assert build(module("onepass64.0", 128), TARGET, tmp_path).kernels[0].serialised
