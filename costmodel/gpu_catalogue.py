@@ -83,12 +83,21 @@ _FEATURES: tuple[Feature, ...] = (
         ("hot_chain_cycles", "cycles", "of a program alone on the device"),
         ("hot_wave_bytes", "bytes", "touched by the programs of a wave"),
         ("hot_persistent", "grids", "that a multiprocessor runs in turn; 0: not persistent"),
-        ("hot_descriptors", "flag", "whether boxes are tensor descriptors"),
+        ("hot_descriptors", "flag", "whether operands come through tensor descriptors"),
+        ("hot_box_stores", "flag", "whether results leave through them"),
+        ("hot_group", "iterations", "of the last but one grid loop that are done together"),
+        ("hot_snake", "flag", "whether every other group runs backwards"),
+        ("hot_flatten", "flag", "whether grid and loop are one loop"),
+        ("hot_specialise", "flag", "whether warps of their own load"),
+        ("hot_register_cap", "registers", "of a thread at most; 0: no cap"),
+        ("hot_parts", "parts", "in which results are stored"),
+        ("hot_swap", "flag", "whether contractions are computed transposed"),
+        ("hot_promote", "flag", "whether 8-bit sums are promoted at each step"),
     ),
 )
 
 GPU = Catalogue(
-    version="gpu-1",
+    version="gpu-2",
     title="GPU tile programs",
     note="All of it is estimated from the tile program, before anything is compiled.",
     features=_FEATURES,

@@ -98,7 +98,8 @@ _HOT = (
     "hot_registers", "hot_spills", "hot_shared_bytes", "hot_occupancy", "hot_trips",
     "hot_depth", "hot_streams", "hot_rows", "hot_columns", "hot_inner", "hot_async",
     "hot_tensor_share", "hot_intensity", "hot_chain_cycles", "hot_wave_bytes", "hot_persistent",
-    "hot_descriptors",
+    "hot_descriptors", "hot_box_stores", "hot_group", "hot_snake", "hot_flatten",
+    "hot_specialise", "hot_register_cap", "hot_parts", "hot_swap", "hot_promote",
 )  # fmt: skip
 
 
@@ -130,7 +131,7 @@ def _kernel_facts(view: View) -> Facts:
     over = np.maximum(shared / rates.shared_bytes, 1.0) ** OVERFLOW
     slots = rates.cores * resident
     waves = view.grid / slots
-    chain = start_cycles(view, waves) + chain_cycles(view)
+    chain = start_cycles(view, waves) + chain_cycles(view, waves)
     full = np.floor(view.grid / slots)
     rest = view.grid - full * slots
     tail = np.ceil(rest / rates.cores)
@@ -191,5 +192,14 @@ def _kernel_facts(view: View) -> Facts:
         "hot_chain_cycles": chain,
         "hot_wave_bytes": traffic.wave,
         "hot_persistent": view.persistent,
-        "hot_descriptors": view.columns.value(view.kernel.descriptors),
+        "hot_descriptors": view.boxed("operand"),
+        "hot_box_stores": view.boxed("store"),
+        "hot_group": view.facts["group"],
+        "hot_snake": view.facts["snake"],
+        "hot_flatten": view.facts["flatten"],
+        "hot_specialise": view.specialised,
+        "hot_register_cap": view.facts["registers"],
+        "hot_parts": view.facts["epilogue"],
+        "hot_swap": view.facts["swap"],
+        "hot_promote": view.facts["promote"],
     }

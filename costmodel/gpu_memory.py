@@ -185,7 +185,7 @@ def device_traffic(
         for k, (loop, n) in enumerate(zip(structure.loops, counts))
         if loop.kind in ("serial", "fold") and structure.chain(k)[-1] == kernel.root
     }
-    covers = _covers(structure, kernel, counts, concurrent)
+    covers = _covers(structure, kernel, counts, columns, concurrent)
     passing = _passing(structure, reaches)
     touched: list[dict[tuple[Node, bool], Column]] = []
     for cover in covers:
@@ -249,20 +249,36 @@ def _unions(
 
 
 def _covers(
-    structure: GpuStructure, kernel: GpuKernel, counts: Sequence[Column], concurrent: Column
+    structure: GpuStructure,
+    kernel: GpuKernel,
+    counts: Sequence[Column],
+    columns: Columns,
+    concurrent: Column,
 ) -> list[dict[str, Column]]:
-    """Lengths of the grid axes: as one wave covers them, then with one more loop covered whole."""
-    left: Column = concurrent
-    wave: dict[str, Column] = {}
-    for n in reversed(kernel.grid):
+    """Lengths of the grid axes: as one wave covers them, then with one more loop covered whole;
+    of the last two loops the last one whole in groups of iterations of the other."""
+    moving = [n for n in kernel.grid if not (isinstance(counts[n], float) and counts[n] <= 1.0)]
+    axis = {n: structure.loops[n].axis for n in kernel.grid}
+    wave: dict[str, Column] = {axis[n]: 1.0 for n in kernel.grid}
+    left, rest, group = np.maximum(np.ceil(concurrent), 1.0), list(moving), 1.0 + 0.0 * concurrent
+    if len(moving) > 1:
+        outer, inner = moving[-2:]
+        group = np.clip(columns.value(kernel.fact("group")), 1.0, counts[outer])
+        across = np.minimum(counts[inner], np.maximum(np.ceil(left / group), 1.0))
+        groups = np.ceil(left / (group * counts[inner]))
+        down = np.minimum(counts[outer], np.minimum(left, group * groups))
+        wave |= {axis[inner]: across, axis[outer]: down}
+        left, rest = left / (across * down), rest[:-2]
+    for n in reversed(rest):
         own = np.minimum(counts[n], np.maximum(np.ceil(left), 1.0))
-        wave[structure.loops[n].axis] = own
+        wave[axis[n]] = own
         left = left / np.maximum(own, 1.0)
     covers = [wave]
-    for n in reversed(kernel.grid):
-        if isinstance(counts[n], float) and counts[n] <= 1.0:
-            continue
-        covers.append({**covers[-1], structure.loops[n].axis: counts[n]})
+    for n in reversed(moving):
+        more = {axis[n]: counts[n]}
+        if len(moving) > 1 and n == moving[-1]:
+            more[axis[moving[-2]]] = np.maximum(wave[axis[moving[-2]]], group)
+        covers.append({**covers[-1], **more})
     return covers
 
 

@@ -9,6 +9,7 @@ from autosched.costmodel.gpu_view import WARPGROUP, View
 
 BASE_REGISTERS = 40.0  # addresses, loop counters, masks
 MAX_REGISTERS = 255.0  # of a thread
+SHARED_OUT = 168.0  # of a thread at the start of a program whose warps then share them out
 
 
 def registers(view: View) -> tuple[Column, Column]:
@@ -34,7 +35,9 @@ def registers(view: View) -> tuple[Column, Column]:
             live = live + states.get(m, 0.0)
         worst = np.maximum(worst, live)
     wanted = BASE_REGISTERS + worst
-    return np.minimum(wanted, MAX_REGISTERS), np.maximum(wanted - MAX_REGISTERS, 0.0)
+    cap = view.facts["registers"]
+    most = np.where(cap > 0, np.minimum(cap, MAX_REGISTERS), MAX_REGISTERS)
+    return np.minimum(wanted, most), np.maximum(wanted - most, 0.0)
 
 
 def shared_bytes(view: View) -> Column:
@@ -62,15 +65,29 @@ def shared_bytes(view: View) -> Column:
         for m in view.structure.chain(n):
             around = around + loops.get(m, 0.0)
         most = np.maximum(most, around)
-    return outer + most
+    kept = _leaving(view)
+    # The next block, or warps of their own, load already while a store leaves.
+    beside = (view.persistent > 0) | (view.specialised > 0)
+    return np.where(beside, outer + most + kept, np.maximum(outer + most, kept))
+
+
+def _leaving(view: View) -> Column:
+    """Bytes of shared memory that a store through a descriptor leaves from, part by part."""
+    kept: Column = 0.0
+    for number, access in enumerate(view.structure.accesses):
+        if number in view.boxes and access.stores:
+            kept = kept + view.boxes[number].elements * access.itemsize
+    return kept / view.facts["epilogue"] * view.boxed("store")
 
 
 def resident_programs(view: View, registers: Column, shared: Column) -> Column:
     """Programs that one multiprocessor runs at a time, at least one."""
     r = view.rates
-    granted = np.ceil(registers / 8.0) * 8.0 * view.threads
-    fits = np.minimum(np.floor(r.registers / granted), r.block_slots)
-    fits = np.minimum(fits, np.floor(r.warp_slots / view.warps))
+    # Groups of warps that load for others start with as many registers as they may share out.
+    warps = view.warps + 2.0 * WARPGROUP * view.specialised
+    each = np.where(view.specialised > 0, SHARED_OUT, np.ceil(registers / 8.0) * 8.0)
+    fits = np.minimum(np.floor(r.registers / (each * warps * r.lanes)), r.block_slots)
+    fits = np.minimum(fits, np.floor(r.warp_slots / warps))
     room = r.shared_bytes + r.shared_reserved
     fits = np.minimum(fits, np.floor(room / (shared + r.shared_reserved)))
     # A persistent kernel launches so many programs for each multiprocessor.

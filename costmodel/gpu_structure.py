@@ -31,15 +31,16 @@ LAST = "last"  # a loop around what one of several programs does, the last one t
 
 @dataclass(frozen=True)
 class GpuKernel:
-    """A launch: `root` is its outermost loop, `grid` the loops over programs, outermost first."""
+    """A launch: `root` is its outermost loop, `grid` the loops over programs, outermost first;
+    facts: all of `gpu_facts`, by name."""
 
     name: str
     root: int
     grid: tuple[int, ...]
-    warps: Extent
-    stages: Extent
-    persistent: Extent
-    descriptors: Extent
+    facts: tuple[tuple[str, Extent], ...]
+
+    def fact(self, name: str) -> Extent:
+        return dict(self.facts)[name]
 
 
 @dataclass(frozen=True)
@@ -217,10 +218,7 @@ class _Walker:
             node.attr[0],
             self.root,
             grid,
-            facts["warps"],
-            facts["stages"],
-            facts["persistent"],
-            facts["descriptors"],
+            tuple(sorted(facts.items())),
         )
 
     def statement(self, stmt: Node, scope: _Scope) -> None:

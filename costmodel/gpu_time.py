@@ -59,14 +59,17 @@ def program_cycles(view: View, dots: Facts, ops: Facts, memory: Facts, spills: C
 def start_cycles(view: View, waves: Column) -> Column:
     """Cycles until a program does its first load: a persistent one starts once for all waves."""
     r = view.rates
-    described = view.columns.value(view.kernel.descriptors) > 0
+    described = view.facts["descriptors"] > 0
     start = r.block_cycles + np.where(described, r.descriptor_cycles, 0.0)
     return start / np.where(view.persistent > 0, np.maximum(np.ceil(waves), 1.0), 1.0)
 
 
-def chain_cycles(view: View) -> Column:
-    """Cycles that a program takes from then on, however idle its multiprocessor is."""
+def chain_cycles(view: View, waves: Column) -> Column:
+    """Cycles that a program takes from then on, however idle its multiprocessor is; one loop over
+    the grid and what is inside fetches ahead across its programs."""
     r = view.rates
+    flat = (view.facts["flatten"] > 0) & (view.persistent > 0)
+    begins = np.where(flat, 1.0 / np.maximum(np.ceil(waves), 1.0), 1.0)
     total: Column = 0.0
     for chain in view.structure.chains:
         if not view.mine(chain.loop):
@@ -77,7 +80,7 @@ def chain_cycles(view: View) -> Column:
             ahead = first / np.maximum(view.stages - 1.0, 1.0)
             looped = view.counts[chain.loop] != 1.0
             step = np.where(looped, np.maximum(step + r.wait_cycles, ahead), step)
-            total = total + first
+            total = total + first * begins
         total = total + step * view.iterations[chain.loop] * view.alone(chain.loop)
     merges = sum(view.mine(n) for n, x in enumerate(view.structure.loops) if x.kind == LAST)
     return total + merges * ARRIVAL_LOADS * r.load_cycles

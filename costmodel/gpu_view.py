@@ -10,6 +10,7 @@ from autosched.costmodel.columns import Column, Columns, trips
 from autosched.costmodel.gpu_machine import gpu_rates
 from autosched.costmodel.gpu_memory import Moved, Reach, moved
 from autosched.costmodel.gpu_structure import LAST, GpuKernel, GpuStructure
+from autosched.ir.gpu_facts import LOADS, OTHERS, STORES
 from autosched.ir.target import Target
 
 Facts = dict[str, Column]
@@ -30,11 +31,14 @@ class View:
     ) -> None:
         self.structure, self.kernel, self.columns = structure, kernel, columns
         self.target, self.rates = target, gpu_rates(target)
-        self.warps = columns.value(kernel.warps)
-        self.stages = columns.value(kernel.stages)
-        self.persistent = columns.value(kernel.persistent)
-        self.threads = self.warps * self.rates.lanes
-        self.groups = np.maximum(self.warps / WARPGROUP, 1.0)
+        self.facts = {name: columns.value(value) for name, value in kernel.facts}
+        self.warps, self.stages = self.facts["warps"], self.facts["stages"]
+        self.persistent = self.facts["persistent"]
+        # Where some warps load for others, as many again compute.
+        self.specialised = self.facts["specialise"]
+        self.computing = self.warps * (1.0 + self.specialised)
+        self.threads = self.computing * self.rates.lanes
+        self.groups = np.maximum(self.computing / WARPGROUP, 1.0)
         self.counts = trips(structure.loops, columns)
         self.iterations: list[Column] = []
         for loop, n in zip(structure.loops, self.counts):
@@ -55,6 +59,14 @@ class View:
                 reach_of = {**lengths, **box}
                 self.reaches[number] = Reach(access, columns, reach_of)
                 self.boxes[number] = moved(access, self.reaches[number], columns, reach_of)
+
+    def boxed(self, role: str) -> Column:
+        """1 where accesses of this role are tensor descriptors: "operand", "store" or "other"."""
+        bits = np.floor(self.facts["descriptors"] + 0.0)
+        own = {"operand": LOADS, "store": STORES, "other": OTHERS}[role]
+        low = own & -own
+        some = np.floor(bits / low) % (own // low + 1) > 0
+        return np.where((bits % 2.0 > 0) | some, 1.0, 0.0)
 
     def mine(self, loop: int) -> bool:
         """Whether a loop belongs to the kernel."""

@@ -69,6 +69,8 @@ def _dot(view: View, dot: Dot) -> Facts:
     """One contraction: the slower of the unit's rate and of the operands' way to it."""
     r, value = view.rates, view.columns.product
     rows, columns, depth = value(dot.rows), value(dot.columns), value(dot.depth)
+    turned = view.facts["swap"] > 0
+    rows, columns = np.where(turned, columns, rows), np.where(turned, rows, columns)
     batch = value(dot.batch)
     kind = dot.precision or dot.dtype
     flops = 2.0 * rows * columns * depth * batch
@@ -81,7 +83,7 @@ def _dot(view: View, dot: Dot) -> Facts:
     padded = 2.0 * np.maximum(rows, 16.0) * np.maximum(columns, 8.0) * batch
     padded = padded * np.maximum(depth, step)
     peak = tensor_gflops(view.target, kind) * 1e3 / r.cores / r.clock_mhz * r.tensor_sustained
-    groups = view.warps / WARPGROUP
+    groups = view.computing / WARPGROUP
     asynchronous = (rows >= GROUP_ROWS) & (groups >= 1.0) & (not dot.batch)
     asynchronous = asynchronous & (r.async_dots and kind in ASYNC_TYPES)
     # Groups of warps lie along the rows; what is left of them along the columns.
@@ -141,7 +143,8 @@ def _by_pointer(view: View, number: int) -> Column:
     access = view.structure.accesses[number]
     if not access.box or any(p.rest is not None for p in access.places):
         return 1.0
-    return np.where(view.columns.value(view.kernel.descriptors) > 0, 0.0, 1.0)
+    role = "store" if access.stores else "operand" if access.shared else "other"
+    return 1.0 - view.boxed(role)
 
 
 def _through_l1(view: View, number: int, box: Moved, times: Column, resident: Column) -> Column:

@@ -15,6 +15,8 @@ from test_triton_schedules import draw
 from autosched.codegen.triton import Header, emit
 from autosched.codegen.triton_order import Order
 from autosched.codegen.triton_spec import TritonModule
+from autosched.costmodel.features import features
+from autosched.ir.count import count
 from autosched.ir.define import algebra
 from autosched.ir.gpu_facts import DEFAULTS, FACTS, described
 from autosched.ir.interp import evaluate
@@ -206,3 +208,41 @@ def test_loops_say_what_the_compiler_is_told() -> None:
     module = emit(tiled(linear(64, 64, 64), (16, 16, 16), {"registers": 128}), Header("facts"))
     assert isinstance(module, TritonModule) and module.launches[0].registers == 128
     assert TritonModule.from_json(module.to_json()) == module
+
+
+# ---- what a cost model sees ----------------------------------------------------------------------
+
+
+def features_of(facts: dict[str, int], size: int = 8192) -> dict[str, float]:
+    tile = tiled(linear(size, size, size, "bfloat16"), (128, 256, 64), {"warps": 8} | facts)
+    made = features(tile, TARGET, count(linear(size, size, size, "bfloat16")))
+    table = made.evaluate({"": np.zeros(1, np.int64)})
+    return dict(zip(table.names, map(float, table.matrix[0])))
+
+
+def test_programs_of_a_group_share_what_they_read() -> None:
+    row = 8192 * 2  # bytes of a row of either operand
+    plain, grouped = features_of({}), features_of({"group": 16})
+    assert grouped["fetched_bytes"] < 0.6 * plain["fetched_bytes"]
+    # 132 programs: 16 blocks of rows beside 9 of columns, their bias and their results.
+    read = 16 * 128 * row + 9 * 256 * row + 9 * 256 * 2
+    stored = 16 * 128 * 9 * 256 * 2
+    assert grouped["hot_wave_bytes"] == pytest.approx(read + stored, rel=1e-3)
+    assert grouped["hot_group"] == 16 and plain["hot_group"] == 0
+
+
+def test_shared_memory_of_a_store() -> None:
+    staged, box = 3 * (128 + 256) * 64 * 2, 128 * 256 * 2
+    assert features_of({"descriptors": 1})["hot_shared_bytes"] == staged
+    walking = {"descriptors": 1, "persistent": 1}
+    assert features_of(walking)["hot_shared_bytes"] == staged + box
+    assert features_of(walking | {"epilogue": 4})["hot_shared_bytes"] == staged + box // 4
+    assert features_of(walking | {"descriptors": 6})["hot_shared_bytes"] == staged
+
+
+def test_warps_of_their_own_share_out_registers() -> None:
+    plain, split = features_of({"warps": 4}), features_of({"warps": 4, "specialise": 1})
+    assert split["hot_registers"] < plain["hot_registers"] and split["hot_spills"] == 0
+    assert split["hot_occupancy"] == pytest.approx(4 / 64)
+    capped = features_of({"registers": 128})
+    assert capped["hot_registers"] == 128 and capped["hot_spills"] > 0
