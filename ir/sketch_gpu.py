@@ -107,7 +107,7 @@ def _of_program(
     yield from single
     kept = _apart(inline.dear(program))
     # Several launches pay where one would do a contraction again and again, or can't be.
-    if set(kept) - set(must) and (not single or _repeats(program)):
+    if set(kept) - set(must) and (not single or repeats(program)):
         yield from _with_kept(program, (*must, *kept), f"{prefix}apart.", head, target)
         fewer = _first(kept)
         if set(fewer) != set(kept):
@@ -194,14 +194,18 @@ def _first(kept: Sequence[Node]) -> tuple[Node, ...]:
     return tuple(out)
 
 
-def _repeats(program: Program) -> bool:
-    """Whether a kernel for everything does a contraction once for every block of an axis."""
+def repeats(program: Program) -> dict[str, str]:
+    """{axis: why a kernel for everything does a contraction once for every block of it}."""
     axes = kernel_axes(program.body, set())
     extents = {a: int(str(e)) for o in program.outputs for a, e in zip(o.dims, o.extents)}
-    whole = {a for a in axes.left & set(axes.reduced) if extents.get(a, 0) > LONGEST_SIDE}
-    return bool(whole) or any(
-        extents.get(a, 0) > WHOLE for a in axes.recomputed & axes.left
-    )
+    rows = {a: e for a, e in extents.items() if a in axes.left & set(axes.reduced)}
+    again = {a: e for a, e in extents.items() if a in axes.recomputed & axes.left}
+    return {
+        a: f"each block of {a} would contract anew what {does}: of {e} elements a box holds {most}"
+        for group, most, does in ((again, WHOLE, "does not depend on it"),
+                                  (rows, LONGEST_SIDE, "it is reduced with"))
+        for a, e in group.items() if e > most
+    }  # fmt: skip
 
 
 def _together(ways: Sequence[list[Way]]) -> Iterator[tuple[Way, ...]]:

@@ -37,6 +37,7 @@ from autosched.ir.partition import partition
 from autosched.ir.rules import cascade
 from autosched.ir.rules.action import Illegal, act
 from autosched.ir.schedule import Schedule, replay
+from autosched.ir.sketch_gpu import repeats
 from autosched.ir.sketches import sketches
 from autosched.ir.target import Target
 from autosched.ir.text import ParseError, parse
@@ -64,8 +65,9 @@ class Tried:
 @dataclass(frozen=True)
 class Study:
     """passes: for each axis with several dependent reduces, "one pass" or why there is none;
-    tasks: kernels that a model holding the definition gets by default; tried: the best schedule
-    of the analytic model first, then one of each other sketch; source: of the best."""
+    tasks: kernels that a model holding the definition gets by default; apart: for each axis along
+    which one kernel on a GPU would repeat products, how; tried: the best schedule of the analytic
+    model first, then one of each other sketch; source: of the best."""
 
     backend: str
     sketches: int
@@ -73,6 +75,7 @@ class Study:
     tasks: int
     tried: tuple[Tried, ...]
     source: str = field(default="", repr=False)
+    apart: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kernels(self) -> int:
@@ -87,6 +90,7 @@ class Study:
         lines = [f"{self.backend}: {self.sketches} sketches, {self.kernels} kernel"
                  f"{'' if self.kernels == 1 else 's'}; {self.tasks} in a model"]  # fmt: skip
         lines += [f"  over {axis}: {said}" for axis, said in self.passes.items()]
+        lines += [f"  apart: {said}" for said in self.apart.values()]
         for t in self.tried:
             said = t.why or f"right, relative error {t.error:.1e}"
             knobs = ", ".join(f"{k}={v}" for k, v in t.knobs.items())
@@ -121,6 +125,7 @@ def study(program: Program, backend_name: str = "tvm", seed: int = 0) -> Study:
     return Study(
         backend_name, len(best), passes(program), tasks(program, chosen.target), tuple(tried),
         SOURCES[backend_name](program, best[0][1], chosen.target) if best else "",
+        repeats(program) if chosen.target.kind == "gpu" else {},
     )  # fmt: skip
 
 
