@@ -131,6 +131,27 @@ class TritonLab:
         outcome = self._lab.measurer.run(Job(_TOGETHER, kwargs, Stage.RUN, limit))
         return [Timing.from_json(t) for t in outcome.value] if isinstance(outcome, Ok) else None
 
+    def against(
+        self, key: str, built: BuiltModule, reference: str, operands: Sequence[str]
+    ) -> float | None:
+        """How long torch code of a task takes, as a multiple of what a build of it takes; None
+        where nothing measures, or the code is not right.
+
+        reference: the text of a file that defines `definition(*operands)`.
+        """
+        if self._lab.measurer is None:
+            return None
+        folder = self._lab.place(task_name(key))
+        (folder / _DEFINITION).write_text(reference, "utf-8")
+        kwargs = {
+            "folder": str(folder), "entry": built.entry, "source": str(folder / _DEFINITION),
+            "operands": list(operands), "seed": self.seed, "device": self._where,
+            "launcher": _LAUNCHERS[self._where],
+        }  # fmt: skip
+        limit = self._lab.limits.versus_s
+        outcome = self._lab.measurer.run(Job(_AGAINST, kwargs, Stage.RUN, limit))
+        return outcome.value["ratio"] if isinstance(outcome, Ok) else None
+
 
 def task_name(key: str) -> str:
     """The name of a task's folder."""
