@@ -62,7 +62,7 @@ FAMILIES: dict[str, tuple[Callable[..., Program], Sequence[Shape]]] = {
     "recurrence": (lambda b, t: delta_algebra(b, 2, t, 16, 16), [(2, 9), (3, 13)]),
     "turned": (programs.rotary, [(2, 3, 11, 16), (3, 2, 7, 16)]),
 }  # fmt: skip
-DRAWS = {"aligned": 2}  # schedules of each, 3 otherwise
+DRAWS = {"aligned": 1, "causal": 2, "cross": 2, "recurrence": 2}  # schedules of each, else 3
 WANTED = {"long": {"c": 4096}}  # of knobs, where a draw would take the interpreter long
 
 
