@@ -139,8 +139,7 @@ def test_nothing_is_packed_where_one_axis_fills_a_box() -> None:
 
 def test_keys_and_values_are_read_once_for_a_group() -> None:
     program = attention(1, 32, 1, 128, "bfloat16", j=8192, groups=4)
-    one_pass = [s for s in packed(program) if s.name.startswith("onepass64")]
-    (sketch,) = one_pass
+    sketch = next(s for s in packed(program) if s.name.startswith("onepass64"))
     table = sketch.table()
     module = emit(
         replay_of(program, sketch, {k: int(c[0]) for k, c in table.items()}), Header("decode")
