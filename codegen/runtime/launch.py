@@ -140,7 +140,7 @@ class Launcher:
                 num_warps=step.warps, num_stages=step.stages, maxnreg=step.registers or None,
             )  # fmt: skip
             if step.descriptors:
-                contextvars.copy_context().run(_with_allocator, run, device)
+                contextvars.copy_context().run(with_allocator, run, device)
             else:
                 run()
 
@@ -164,7 +164,7 @@ def processor_count(device: Any) -> int:
     return int(_torch().cuda.get_device_properties(device).multi_processor_count)
 
 
-def _with_allocator(run: Any, device: Any) -> None:
+def with_allocator(run: Any, device: Any) -> None:
     """Runs a launch that needs memory of its own; the caller's allocator is left as it is."""
     import triton
 
