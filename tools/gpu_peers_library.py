@@ -106,19 +106,22 @@ def fused_gelu(t: Tensors, facts: Facts) -> Call:
     return lambda: fused(t["bias"], t["x"], columns(t["w"], facts), use_gelu=True)
 
 
+_RECIPES: Mapping[str, tuple[str, str]] = {
+    "tensor": ("TensorWise", "TensorWise"), "row": ("RowWise", "RowWise"),
+    "block": ("BlockWise1x128", "BlockWise128x128"),
+}  # fmt: skip
+
+
 def scaled_mm(t: Tensors, facts: Facts, fast: bool = False) -> Call:
     """fp8 operands with scales, sums kept in full precision unless `fast`."""
-    types = F.ScalingType
-    sx, sw = t["sx"], t["sw"]
-    recipes = {
-        "tensor": (types.TensorWise, types.TensorWise, sx.reshape(1), sw.reshape(1)),
-        "row": (types.RowWise, types.RowWise, sx.reshape(-1, 1), sw.reshape(1, -1)),
-    }  # fmt: skip
-    if facts["sizes"]["scales"] == "block":
+    scales = facts["sizes"]["scales"]
+    if scales == "block":
         # cuBLAS wants the scales of the activations with tokens innermost.
-        a, b, sx, sw = types.BlockWise1x128, types.BlockWise128x128, sx.t().contiguous().t(), sw.t()
+        sx, sw = t["sx"].t().contiguous().t(), t["sw"].t()
     else:
-        a, b, sx, sw = recipes[facts["sizes"]["scales"]]
+        shapes = {"tensor": ((1,), (1,)), "row": ((-1, 1), (1, -1))}[scales]
+        sx, sw = (t[name].reshape(shape) for name, shape in zip(("sx", "sw"), shapes))
+    a, b = (F.ScalingType.__members__[name] for name in _RECIPES[scales])
     x, w = t["x"], columns(t["w"], facts)
     return lambda: F.scaled_mm(x, w, sx, a, sw, b, output_dtype=torch.bfloat16,
                                use_fast_accum=fast)  # fmt: skip
