@@ -8,13 +8,28 @@ libraries compute it. The file imports torch and nothing else, and waits for no 
 
 from __future__ import annotations
 
-import keyword
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from autosched.codegen.torch_source_blocks import Blocks, Loop, NotInTorch, Val
+from autosched.codegen.torch_source_parts import (
+    NARROW,
+    aligned_tail,
+    axes_of,
+    factors_of,
+    identifier,
+    joint_axes,
+    number_text,
+    plain_text,
+    span_of,
+    step_name,
+    tuple_text,
+    unwidened,
+    users_of,
+)
 from autosched.codegen.torch_source_text import (
     CLAMPS,
     HELPERS,
@@ -23,49 +38,25 @@ from autosched.codegen.torch_source_text import (
     MONOID_CALLS,
     NUMBERS,
     OPERATORS,
-    SATURATED,
     SCAN_CALLS,
     SIGNED,
     STORED,
     combine_text,
 )
-from autosched.ir.interp import value_of
 from autosched.ir.monoid import MONOIDS, dtype_limit
 from autosched.ir.node import Node, Program, Type, walk
 from autosched.ir.scalar import FLOATS, split_name
 
-NARROW = frozenset(("float16", "bfloat16", "float8_e4m3", "float8_e5m2"))
 LIBRARY = frozenset(("float16", "bfloat16"))  # narrow types in which torch multiplies
 _BITS = {"int8": 7, "uint8": 8, "int16": 15, "uint16": 16, "bool": 1}  # of magnitudes
 _EXACT_BITS = 53  # integers of up to so many are exact in float64
+__all__ = ["NotInTorch", "torch_source"]
+
 _HELPER = re.compile(r"(?<!\w)_[a-z]+(?=\()")
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _OLD = "\0"  # before the name of an axis that is about to go
-_STATIC = frozenset(("iota", "const", "map"))  # of which an index is known before any call
-_FEW = 1 << 16  # indices that are evaluated here
 
 Sizes = Mapping[str, int]
-
-
-class NotInTorch(ValueError):
-    """A program that torch's operators can't say; its kernels have nothing that stands in."""
-
-
-@dataclass(frozen=True)
-class _Val:
-    """A variable of the text: a tensor over `axes`, in order; narrow: held in its storage type."""
-
-    text: str
-    axes: tuple[str, ...]
-    dtype: str
-    narrow: bool = False
-    scalar: bool = False  # a Python number
-
-
-@dataclass(frozen=True)
-class _Loop:
-    axis: str
-    states: frozenset[str]
 
 
 def torch_source(program: Program, operands: Sequence[str], title: str = "") -> str:
@@ -76,18 +67,15 @@ def torch_source(program: Program, operands: Sequence[str], title: str = "") -> 
     return _Writer(program, operands).text(title)
 
 
-class _Writer:
+class _Writer(Blocks):
     """Writes values as they are needed, each at the level of loops that its states belong to."""
 
     def __init__(self, program: Program, operands: Sequence[str]) -> None:
         self.program = program
-        self.parameters = {name: _identifier(name, n) for n, name in enumerate(operands)}
-        self.blocks: list[list[str]] = [[]]
-        self.memos: list[dict[object, _Val]] = [{}]
-        self.loops: list[_Loop] = []
+        self.parameters = {name: identifier(name, n) for n, name in enumerate(operands)}
+        super().__init__()
         self.helpers: set[str] = set()
-        self.count = 0
-        self.users = _users(program)
+        self.users = users_of(program)
 
     def text(self, title: str) -> str:
         if not self.parameters:
@@ -100,125 +88,55 @@ class _Writer:
                 f"return [{', '.join(results)}]"]  # fmt: skip
         helpers = [text for name, text in HELPERS.items() if name in self.helpers]
         helpers += [combine_text(n[1:]) for n in sorted(self.helpers) if n[0] == "+"]
-        head = f'"""{_plain(title)}The definition of a kernel by torch\'s operators."""'
+        head = f'"""{plain_text(title)}The definition of a kernel by torch\'s operators."""'
         function = "\n".join([f"def definition({', '.join(self.parameters.values())}):",
                               *(f"    {line}" for line in body)])  # fmt: skip
         return "\n\n\n".join([f"{head}\n\nimport torch", *helpers, function]) + "\n"
 
     def _output(
-        self, val: _Val, dims: Sequence[str], extents: Sequence[object], dtype: str
+        self, val: Val, dims: Sequence[str], extents: Sequence[object], dtype: str
     ) -> str:
         val = self._tensor(val)
         missing = [a for a in dims if a not in val.axes]
-        text = self._stored(val, dtype) + _aligned_tail(val.axes, tuple(dims))
-        return f"{text}.expand({_tuple(extents)}).contiguous()" if missing else (
+        text = self._stored(val, dtype) + aligned_tail(val.axes, tuple(dims))
+        return f"{text}.expand({tuple_text(extents)}).contiguous()" if missing else (
             f"{text}.contiguous()"
         )
 
-    # -- values and levels -----------------------------------------------------------------
-
-    def level(self, node: Node) -> int:
-        """Of the innermost loop whose states the node reads."""
-        return max((n for n, loop in enumerate(self.loops, 1) if node.carries & loop.states),
-                   default=0)  # fmt: skip
-
-    def value(self, node: Node) -> _Val:
-        """The value of a node in the innermost block, at the current steps of its loops."""
-        own, here = self.level(node), len(self.loops)
-        found = self.memos[own].get(node)
-        if found is None:
-            inner = self.blocks[own + 1 :], self.memos[own + 1 :], self.loops[own:]
-            del self.blocks[own + 1 :], self.memos[own + 1 :], self.loops[own:]
-            found = self._emit(node)
-            self.memos[own][node] = found
-            self.blocks += inner[0]
-            self.memos += inner[1]
-            self.loops += inner[2]
-        return self._at_steps(node, found, own, here)
-
-    def _at_steps(self, node: Node, val: _Val, own: int, here: int) -> _Val:
-        for level in range(own + 1, here + 1):
-            axis = self.loops[level - 1].axis
-            if axis in val.axes:
-                key = (node, "at", level)
-                if key not in self.memos[level]:
-                    dim = val.axes.index(axis)
-                    rest = tuple(a for a in val.axes if a != axis)
-                    name = self._name()
-                    self.blocks[level].append(f"{name} = {val.text}.select({dim}, {_step(level)})")
-                    self.memos[level][key] = replace(val, text=name, axes=rest)
-                val = self.memos[level][key]
-        return val
-
-    def _name(self) -> str:
-        self.count += 1
-        return f"v{self.count}"
-
-    def _let(self, text: str, axes: Sequence[str], dtype: str, narrow: bool = False) -> _Val:
-        name = self._name()
-        self.blocks[-1].append(f"{name} = {text}")
-        return _Val(name, tuple(axes), dtype, narrow)
-
-    def _emit(self, node: Node) -> _Val:
+    def _emit(self, node: Node) -> Val:
         if node.op not in _EMIT:
             raise NotInTorch(f"it has {node.op}")
         if any(t.dtype not in KINDS for t in node.types):
             raise NotInTorch(f"it computes in {node.types[0].dtype}")
         return _EMIT[node.op](self, node)
 
-    def _wide(self, val: _Val) -> _Val:
-        """The value in the type that it is computed in."""
-        if not val.narrow:
-            return val
-        key = (val.text, "wide")
-        for memo in self.memos:
-            if key in memo:
-                return memo[key]
-        made = self._let(f"{val.text}.to({KINDS[val.dtype]})", val.axes, val.dtype)
-        self.memos[-1][key] = made
-        return made
-
-    def _tensor(self, val: _Val) -> _Val:
-        """The value as a tensor, where it is a number."""
-        if not val.scalar:
-            return val
-        return self._let(f"torch.full((), {val.text}, dtype={KINDS[val.dtype]}, device=device)",
-                         (), val.dtype)  # fmt: skip
-
-    def _stored(self, val: _Val, dtype: str) -> str:
-        """Its text rounded to a storage type."""
-        if val.narrow and val.dtype == dtype:
-            return val.text
-        wide = self._wide(val).text
-        return f"{SATURATED.get(dtype, '{}').format(wide)}.to({STORED[dtype]})"
-
     # -- leaves ----------------------------------------------------------------------------
 
-    def _input(self, node: Node) -> _Val:
+    def _input(self, node: Node) -> Val:
         name, dims, dtype, _ = node.attr
         if name not in self.parameters:
             raise NotInTorch(f"{name} is no operand of its kernel")
         axes = tuple(a for a, _ in dims)
         text = self.parameters[name]
         if dtype in NARROW or KINDS[dtype] == STORED[dtype]:
-            return _Val(text, axes, dtype, narrow=dtype in NARROW)
+            return Val(text, axes, dtype, narrow=dtype in NARROW)
         return self._let(f"{text}.to({KINDS[dtype]})", axes, dtype)
 
-    def _const(self, node: Node) -> _Val:
+    def _const(self, node: Node) -> Val:
         value, dtype = node.attr
-        return _Val(_number(value), (), dtype, scalar=True)
+        return Val(number_text(value), (), dtype, scalar=True)
 
-    def _iota(self, node: Node) -> _Val:
+    def _iota(self, node: Node) -> Val:
         axis, extent, dtype = node.attr
         return self._let(f"torch.arange({extent}, dtype={KINDS[dtype]}, device=device)",
                          (axis,), dtype)  # fmt: skip
 
-    def _carry(self, node: Node) -> _Val:
+    def _carry(self, node: Node) -> Val:
         raise NotInTorch(f"state {node.attr[0]} stands outside its loop")
 
     # -- elementwise -----------------------------------------------------------------------
 
-    def _map(self, node: Node) -> _Val:
+    def _map(self, node: Node) -> Val:
         name, target = split_name(node.attr[0])
         if name == "cast":
             return self._cast(self.value(node.src[0]), target)
@@ -236,13 +154,13 @@ class _Writer:
         if name == "where" and all(v.scalar for v in operands[1:]):
             operands[1] = self._tensor(operands[1])
         self.helpers.update(_HELPER.findall(form))
-        axes = _joint(v.axes for v in operands)
-        text = form.format(*(v.text + _aligned_tail(v.axes, axes) for v in operands))
+        axes = joint_axes(v.axes for v in operands)
+        text = form.format(*(v.text + aligned_tail(v.axes, axes) for v in operands))
         if node.dtype in MASKS and name not in ("where", "max", "min"):
             text = f"({text}) & {MASKS[node.dtype]}"
         return self._let(text, axes, node.dtype)
 
-    def _cast(self, val: _Val, target: str) -> _Val:
+    def _cast(self, val: Val, target: str) -> Val:
         val = self._tensor(val)
         if target in NARROW:
             return self._let(self._stored(val, target), val.axes, target, narrow=True)
@@ -258,7 +176,7 @@ class _Writer:
         text += f" & {MASKS[target]}" if target in MASKS else ""
         return self._let(text, val.axes, target)
 
-    def _bitcast(self, val: _Val, target: str) -> _Val:
+    def _bitcast(self, val: Val, target: str) -> Val:
         val = self._tensor(val)
         if val.dtype in MASKS:
             text = f"{val.text}.to({SIGNED[val.dtype]})"
@@ -272,14 +190,14 @@ class _Writer:
 
     # -- reading ---------------------------------------------------------------------------
 
-    def _take(self, node: Node) -> _Val:
+    def _take(self, node: Node) -> Val:
         return self._read(self.value(node.src[0]), node.src[0], {node.attr[0]: node.src[1]})
 
-    def _reaxis(self, node: Node) -> _Val:
+    def _reaxis(self, node: Node) -> Val:
         value, *exprs = node.src
         return self._read(self.value(value), value, dict(zip(node.attr[0], exprs)))
 
-    def _read(self, val: _Val, value: Node, exprs: Mapping[str, Node]) -> _Val:
+    def _read(self, val: Val, value: Node, exprs: Mapping[str, Node]) -> Val:
         """`val` with axes read at index values: as views where they are evenly spaced."""
         exprs = {a: e for a, e in exprs.items() if a in val.axes}
         used = Counter(a for e in exprs.values() for a in e.names)
@@ -289,7 +207,7 @@ class _Writer:
         val = replace(val, axes=tuple(_OLD + a if a in exprs else a for a in val.axes))
         gathered: dict[str, Node] = {}
         for axis, expr in exprs.items():
-            span = _span(expr, sizes[_OLD + axis]) if len(expr.names) <= 1 else None
+            span = span_of(expr, sizes[_OLD + axis]) if len(expr.names) <= 1 else None
             if span is None or any(used[a] > 1 for a in expr.names):
                 gathered[_OLD + axis] = expr
             else:
@@ -297,8 +215,8 @@ class _Writer:
         return self._gathered(val, gathered, sizes) if gathered else val
 
     def _sliced(
-        self, val: _Val, axis: str, expr: Node, span: tuple[int, int, int], sizes: Sizes
-    ) -> _Val:
+        self, val: Val, axis: str, expr: Node, span: tuple[int, int, int], sizes: Sizes
+    ) -> Val:
         first, step, count = span
         dim = val.axes.index(axis)
         if not expr.names:
@@ -312,7 +230,7 @@ class _Writer:
         text += f".flip({dim})" if step < 0 else ""
         return self._let(text, axes, val.dtype, val.narrow)
 
-    def _gathered(self, val: _Val, exprs: Mapping[str, Node], sizes: Sizes) -> _Val:
+    def _gathered(self, val: Val, exprs: Mapping[str, Node], sizes: Sizes) -> Val:
         """By index tensors, kept inside: what lies outside is never used."""
         index = {a: self._tensor(self.value(e)) for a, e in exprs.items()}
         varying = {a for v in index.values() for a in v.axes}
@@ -321,18 +239,18 @@ class _Writer:
             if axis in varying and axis not in index:
                 index[axis] = self._let(f"torch.arange({known[axis]}, device=device)",
                                         (axis,), "int64")  # fmt: skip
-        axes = _joint(v.axes for v in index.values())
+        axes = joint_axes(v.axes for v in index.values())
         rest = tuple(a for a in val.axes if a not in index)
         places = ", ".join(
-            f"{v.text}{_aligned_tail(v.axes, axes)}.clamp(0, {sizes[a] - 1}).long()"
+            f"{v.text}{aligned_tail(v.axes, axes)}.clamp(0, {sizes[a] - 1}).long()"
             for a, v in index.items()
         )
-        text = f"{val.text}{_aligned_tail(val.axes, (*index, *rest))}[{places}]"
+        text = f"{val.text}{aligned_tail(val.axes, (*index, *rest))}[{places}]"
         return self._let(text, (*axes, *rest), val.dtype, val.narrow)
 
     # -- reductions ------------------------------------------------------------------------
 
-    def _reduce(self, node: Node) -> _Val:
+    def _reduce(self, node: Node) -> Val:
         monoid, gone = node.attr
         if monoid == "sum" and (made := self._contraction(node)):
             return made
@@ -340,41 +258,29 @@ class _Writer:
         kept = tuple(a for a in axes if a not in gone)
         dims = tuple(range(len(kept), len(axes)))
         if len(parts) == 1:
-            low = _number(dtype_limit(MONOIDS[monoid].identity[0], node.dtype))
-            text = MONOID_CALLS[monoid].format(x=parts[0], dims=_tuple(dims), low=low)
+            low = number_text(dtype_limit(MONOIDS[monoid].identity[0], node.dtype))
+            text = MONOID_CALLS[monoid].format(x=parts[0], dims=tuple_text(dims), low=low)
             self.helpers.update(_HELPER.findall(MONOID_CALLS[monoid]))
             text += f".to({KINDS[node.dtype]})" if monoid in ("sum", "prod") else ""
             return self._let(text, kept, node.dtype)
         flat = [f"{p}.flatten({len(kept)})" if len(dims) > 1 else p for p in parts]
         self.helpers |= {"_tree", f"+{monoid}"}
-        lows = [_number(dtype_limit(i, t.dtype))
+        lows = [number_text(dtype_limit(i, t.dtype))
                 for i, t in zip(MONOIDS[monoid].identity, node.types)]  # fmt: skip
         text = f"_tree(_{monoid}, [{', '.join(flat)}], ({', '.join(lows)},))"
         return self._let(text, kept, "results")
 
-    def _spread(self, node: Node, last: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-        """The operands of a node over all their axes, the `last` ones behind."""
-        vals = [self._tensor(self._wide(self.value(s))) for s in node.src]
-        joined = _joint(v.axes for v in vals)
-        axes = (*(a for a in joined if a not in last), *last)
-        sizes = dict(_axes_of(node.src))
-        return [
-            v.text + _aligned_tail(v.axes, axes)
-            + ("" if set(v.axes) == set(axes) else f".expand({_tuple(sizes[a] for a in axes)})")
-            for v in vals
-        ], axes  # fmt: skip
-
-    def _contraction(self, node: Node) -> _Val | None:
+    def _contraction(self, node: Node) -> Val | None:
         """A sum of products as torch.einsum, so that no product is ever whole in memory."""
         gone = node.attr[1]
-        factors = _factors(node.src[0])
+        factors = factors_of(node.src[0])
         if len(factors) < 2 or any(not f.names for f in factors):
             return None
         if not all(any(a in f.names for f in factors) for a in gone):
             return None
         if node.dtype not in FLOATS:
             return self._exact(node, factors)
-        sources = [self.value(_unwidened(f)) for f in factors]
+        sources = [self.value(unwidened(f)) for f in factors]
         kind = sources[0].dtype
         library = (
             len(factors) == 2 and kind in LIBRARY and self.users.get(node) == {kind}
@@ -384,12 +290,12 @@ class _Writer:
         vals = sources if library else [self._wide(self.value(f)) for f in factors]
         return self._product(vals, gone, kind if library else node.dtype, library)
 
-    def _exact(self, node: Node, factors: Sequence[Node]) -> _Val | None:
+    def _exact(self, node: Node, factors: Sequence[Node]) -> Val | None:
         """Integers through float64, where no sum can be too large for it."""
         sources = [f.src[0] if f.op == "map" and f.attr[0] == f"cast:{node.dtype}" else f
                    for f in factors]  # fmt: skip
         bits = sum(_BITS.get(s.dtype, math.inf) for s in sources)
-        terms = math.prod(int(str(e)) for a, e in _axes_of(node.src) if a in node.attr[1])
+        terms = math.prod(int(str(e)) for a, e in axes_of(node.src) if a in node.attr[1])
         if bits + math.log2(max(terms, 1)) >= _EXACT_BITS:
             return None
         vals = [self._tensor(self.value(s)) for s in sources]
@@ -399,9 +305,9 @@ class _Writer:
                          node.dtype)  # fmt: skip
 
     def _product(
-        self, vals: Sequence[_Val], gone: Sequence[str], dtype: str, narrow: bool
-    ) -> _Val:
-        axes = _joint(v.axes for v in vals)
+        self, vals: Sequence[Val], gone: Sequence[str], dtype: str, narrow: bool
+    ) -> Val:
+        axes = joint_axes(v.axes for v in vals)
         if len(axes) > len(_LETTERS):
             raise NotInTorch(f"a product has {len(axes)} axes")
         letter = dict(zip(axes, _LETTERS))
@@ -411,7 +317,7 @@ class _Writer:
         text = f'torch.einsum("{equation}", {", ".join(v.text for v in vals)})'
         return self._let(text, kept, dtype, narrow)
 
-    def _scan(self, node: Node) -> _Val:
+    def _scan(self, node: Node) -> Val:
         monoid, axis, exclusive, reverse = node.attr
         parts, axes = self._spread(node, (axis,))
         self.helpers.add("_scan")
@@ -420,14 +326,14 @@ class _Writer:
             whole = SCAN_CALLS.get(monoid)
             if whole is None:
                 raise NotInTorch(f"torch has no running {monoid}")
-            low = _number(dtype_limit(MONOIDS[monoid].identity[0], node.dtype))
+            low = number_text(dtype_limit(MONOIDS[monoid].identity[0], node.dtype))
             text = f"_scan({whole}, {parts[0]}, {exclusive}, {reverse}, {low}).to({kind})"
             return self._let(text, axes, node.dtype)
         raise NotInTorch(f"torch has no running {monoid}")
 
     # -- recurrences -----------------------------------------------------------------------
 
-    def _fold(self, node: Node) -> _Val:
+    def _fold(self, node: Node) -> Val:
         axis, names, intervals, outs = node.attr
         bounds, rest = node.src[: 2 * intervals], node.src[2 * intervals :]
         if any(b.op != "const" for b in bounds):
@@ -440,7 +346,7 @@ class _Writer:
         kinds = [self._here(t) for t in node.types]
         states = [self._full(self.value(init), kind) for init, kind in zip(inits, kinds)]
         lists = [self._let("[]", (), "list") for _ in range(outs)]
-        self.loops.append(_Loop(axis, frozenset(names)))
+        self.loops.append(Loop(axis, frozenset(names)))
         self.blocks.append([])
         self.memos.append({})
         for name, state in zip(names, states):
@@ -457,7 +363,8 @@ class _Writer:
         self.memos.pop()
         self.loops.pop()
         steps = " + ".join(f"[*range({lo}, {hi})]" for lo, hi in zip(edges[::2], edges[1::2]))
-        self.blocks[-1] += [f"for {_step(level)} in {steps}:", *(f"    {line}" for line in body)]
+        head = f"for {step_name(level)} in {steps}:"
+        self.blocks[-1] += [head, *(f"    {line}" for line in body)]
         results = [s.text for s in states]
         results += [f"torch.stack({found.text}, {kind.names.index(axis)})"
                     for kind, found in zip(kinds[n:], lists)]  # fmt: skip
@@ -465,125 +372,22 @@ class _Writer:
             return self._let(results[0], kinds[0].names, kinds[0].dtype)
         return self._let(f"[{', '.join(results)}]", (), "results")
 
-    def _here(self, kind: Type) -> Type:
-        """A type without the axes of the loops that are being written: those are at a step."""
-        bound = {loop.axis for loop in self.loops}
-        return Type(kind.dtype, tuple(p for p in kind.axes if p[0] not in bound))
-
-    def _bind(self, name: str, state: _Val, roots: Sequence[Node]) -> None:
+    def _bind(self, name: str, state: Val, roots: Sequence[Node]) -> None:
         """Makes the carries of that name read the variable of the state."""
         for found in walk(*roots):
             if found.op == "carry" and found.attr[0] == name:
                 self.memos[-1][found] = state
 
-    def _full(self, val: _Val, kind: Type) -> _Val:
-        """A value over exactly the axes of a type, in order, in a variable of its own."""
-        val = self._tensor(self._wide(val))
-        text = val.text + _aligned_tail(val.axes, kind.names)
-        if set(val.axes) != set(kind.names):
-            text += f".expand({_tuple(e for _, e in kind.axes)})"
-        return self._let(text, kind.names, val.dtype)
-
-    def _get(self, node: Node) -> _Val:
+    def _get(self, node: Node) -> Val:
         (source,), (index,) = node.src, node.attr
         found = self.value(source)
         axes = found.axes if source.op == "reduce" else self._here(source.types[index]).names
-        return _Val(f"{found.text}[{index}]", axes, node.dtype)
+        return Val(f"{found.text}[{index}]", axes, node.dtype)
 
 
-_EMIT: Mapping[str, Callable[[_Writer, Node], _Val]] = {
+_EMIT: Mapping[str, Callable[[_Writer, Node], Val]] = {
     "input": _Writer._input, "const": _Writer._const, "iota": _Writer._iota,
     "map": _Writer._map, "take": _Writer._take, "reaxis": _Writer._reaxis,
     "reduce": _Writer._reduce, "scan": _Writer._scan, "fold": _Writer._fold,
     "get": _Writer._get, "carry": _Writer._carry,
 }  # fmt: skip
-
-
-# ---- parts -------------------------------------------------------------------------------------
-
-
-def _users(program: Program) -> dict[Node, set[str]]:
-    """Of each node, the types that it is cast to by all who use it; "" for any other use."""
-    found: dict[Node, set[str]] = {}
-    for node in walk(*program.body):
-        for source in node.src:
-            name, target = split_name(node.attr[0]) if node.op == "map" else ("", "")
-            found.setdefault(source, set()).add(target if name == "cast" else "")
-    for node, out in zip(program.body, program.outputs):
-        found.setdefault(node, set()).add(out.dtype)
-    return found
-
-
-def _factors(node: Node) -> list[Node]:
-    if node.op == "map" and node.attr[0] == "mul":
-        return [f for s in node.src for f in _factors(s)]
-    return [node]
-
-
-def _unwidened(node: Node) -> Node:
-    """What a value was before it was widened, which changed nothing of it."""
-    if node.op == "map" and node.attr[0] == "cast:float32" and node.src[0].dtype in NARROW:
-        return node.src[0]
-    return node
-
-
-def _span(expr: Node, size: int) -> tuple[int, int, int] | None:
-    """(first, step, count) of an index that is known, evenly spaced and inside; else None."""
-    if any(n.op not in _STATIC for n in walk(expr)):
-        return None
-    count = 1
-    for _, extent in expr.axes:
-        count *= int(str(extent))
-    if count > _FEW or not count:
-        return None
-    found = value_of(expr, {}, expr.names).reshape(-1)
-    first, last = int(found[0]), int(found[-1])
-    step = int(found[1]) - first if count > 1 else 1
-    even = all(int(x) == first + n * step for n, x in enumerate(found))
-    inside = min(first, last) >= 0 and max(first, last) < size
-    return (first, step, count) if even and inside and step else None
-
-
-def _axes_of(nodes: Sequence[Node]) -> list[tuple[str, object]]:
-    return [pair for node in nodes for pair in node.axes]
-
-
-def _joint(axes: object) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(a for some in axes for a in some))  # type: ignore[attr-defined]
-
-
-def _aligned_tail(have: tuple[str, ...], want: tuple[str, ...]) -> str:
-    """What follows a tensor over `have` so that it broadcasts to `want`."""
-    if have == want or not have:
-        return ""
-    order = [have.index(a) for a in want if a in have]
-    text = "" if order == sorted(order) else f".permute({', '.join(map(str, order))})"
-    first = next(n for n, a in enumerate(want) if a in have)
-    cuts = [":" if a in have else "None" for a in want[first:]]
-    return text + (f"[{', '.join(cuts)}]" if "None" in cuts else "")
-
-
-def _tuple(items: object) -> str:
-    found = [str(x) for x in items]  # type: ignore[attr-defined]
-    return f"({', '.join(found)}{',' if len(found) == 1 else ''})"
-
-
-def _number(value: float | bool) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return f'float("{value}")'
-    return repr(value)
-
-
-def _step(level: int) -> str:
-    return f"step{level}"
-
-
-def _identifier(name: str, number: int) -> str:
-    plain = re.sub(r"\W", "_", name, flags=re.ASCII)
-    taken = re.fullmatch(r"v\d+|step\d+|torch|device|_.*", plain) or keyword.iskeyword(plain)
-    return f"x{number}_{plain}" if taken or not plain[:1].isalpha() or plain != name else plain
-
-
-def _plain(title: str) -> str:
-    text = " ".join(title.split()).replace("\\", "/").replace('"', "'")
-    return f"{text} " if text else ""
