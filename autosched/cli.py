@@ -52,11 +52,12 @@ def user_errors() -> tuple[type[Exception], ...]:
     from autosched.datasets.suites import SuiteError
     from autosched.ir.graph import ModelError
     from autosched.ir.target import TargetError
+    from autosched.tools.profile_pack import ProfileError
     from autosched.tools.suite_options import SuiteBenchError
     from autosched.tools.tuning import TuningError
 
     return (PackageError, StoreError, ModelError, TargetError, TuningError, SuiteError,
-            SuiteBenchError, options.OptionError)  # fmt: skip
+            SuiteBenchError, ProfileError, options.OptionError)  # fmt: skip
 
 
 def _command(function: Callable[..., Reply]) -> Callable[..., None]:
@@ -259,11 +260,16 @@ def bench(
         if model is not None or kernels is not None:
             raise options.OptionError("a suite has workloads of its own: leave out the model and "
                                       "--kernels, or --suite")  # fmt: skip
-        return _bench_suite(suite, out, plan, {
-            "minutes": minutes, "rows": options.names(rows), "peers": options.names(peers),
-            "store": store, "write_docs": write_docs, "build_only": build_only, "seed": seed,
-            "rounds": rounds,
-        }, options.duration_s(tune), options.choice("--pick", pick, ("logs", "model")))
+        from autosched import screens
+        from autosched.suite_command import race
+
+        text = race(
+            suite, out, tune, pick, plan, lambda line: typer.echo(line, err=True),
+            minutes=minutes, rows=options.names(rows), peers=options.names(peers), store=store,
+            write_docs=write_docs, build_only=build_only, seed=seed, rounds=rounds,
+        )  # fmt: skip
+        return Reply({"suite": suite, "out": str(out), "table": text},
+                     functools.partial(screens.plain, text))  # fmt: skip
     if model is None or kernels is None:
         raise options.OptionError("name a model and its kernels (MODEL --kernels FOLDER), or "
                                   "a suite (--suite dense)")  # fmt: skip
@@ -274,24 +280,6 @@ def bench(
         found = run_bench(model, kernels, against=against, inputs=inputs, rounds=rounds,
                           seed=seed, progress=say)  # fmt: skip
     return Reply(found.to_json(), functools.partial(screens.benchmark, found))
-
-
-def _bench_suite(name: str, out: Path | None, plan: bool, given: dict[str, Any], tune_s: float,
-                 pick: str) -> Reply:  # fmt: skip
-    from autosched import screens
-    from autosched.tools.suite_bench import planned
-    from autosched.tools.suite_bench import run as run_suite
-    from autosched.tools.suite_options import How, Options, SuiteBenchError
-
-    if out is None and not plan:
-        raise SuiteBenchError("name a folder for the suite's results: --out FOLDER")
-    wanted = Options(out or Path(), name, how=How(tune_s, pick == "model"), **given)
-    if plan:
-        text = planned(wanted)
-    else:
-        text = run_suite(wanted, lambda line: typer.echo(line, err=True))
-    return Reply({"suite": name, "out": str(out), "table": text},
-                 functools.partial(screens.plain, text))  # fmt: skip
 
 
 @app.command(epilog=_example("show model.onnx --shape input_ids=1,128 --task 3 --level tile"))
@@ -317,6 +305,44 @@ def show(
     found = run_show(model, task=task, level=level, shapes=options.shapes(shape or ()),
                      target=target, kernels=kernels)  # fmt: skip
     return Reply(found.to_json(), functools.partial(screens.showing, found))
+
+
+@app.command(epilog=_example("profile --out run --pack builds.pack --minutes 9.5"))
+@_command
+def profile(
+    out: Annotated[Path | None, typer.Option(
+        "--out", metavar="FOLDER", help="Of the run; goes on with what is there.")] = None,
+    suite: Annotated[str, typer.Option(metavar="NAMES", help="Suites, with commas.")] = "profile",
+    only: Annotated[str, typer.Option(
+        metavar="PATTERNS", help="Names or groups of workloads, with commas.")] = "",
+    minutes: Annotated[float, typer.Option(min=0.01, help="Of the whole run.")] = 9.5,
+    build_only: Annotated[bool, typer.Option(
+        "--build-only", help="Fill the pack ahead of time; needs no GPU.")] = False,
+    pack: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="Builds that were made ahead.")] = None,
+    merge: Annotated[list[Path] | None, typer.Option(
+        "--merge", metavar="RUN", help="Run folders or Parquet files to one file; once for "
+        "each.")] = None,
+    into: Annotated[Path | None, typer.Option(
+        "-o", "--into", metavar="LOG.parquet", help="What --merge writes.")] = None,
+    target: Annotated[str, typer.Option(metavar="TARGET", help="A GPU.")] = "sm_90",
+    gpus: Annotated[int | None, typer.Option(min=1, help="All by default.")] = None,
+    builders: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> Reply:  # fmt: skip
+    """Measure a suite's workloads under many schedules, as logs that models learn from."""
+    from autosched.tools import profile as profiling
+
+    begun = profiling.process_begun()
+    given = {"--out": out, "--suite": suite, "--only": only, "--minutes": minutes, "--pack": pack,
+             "-o": into, "--target": target, "--gpus": gpus, "--builders": builders,
+             "--seed": seed}  # fmt: skip
+    argv = [str(x) for pair in given.items() if pair[1] not in (None, "") for x in pair]
+    argv += ["--build-only"] * build_only + (["--merge", *map(str, merge)] if merge else [])
+    found = profiling.profile(profiling.parser().parse_args(argv), begun)
+    return Reply(found.data, lambda console: console.print(found.text, markup=False,
+                                                           highlight=False))  # fmt: skip
 
 
 @app.command(epilog=_example("example encoder -o model.onnx --inputs in.npz"))
