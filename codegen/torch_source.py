@@ -47,11 +47,11 @@ from autosched.ir.monoid import MONOIDS, dtype_limit
 from autosched.ir.node import Node, Program, Type, walk
 from autosched.ir.scalar import FLOATS, split_name
 
+__all__ = ["NotInTorch", "torch_source"]
+
 LIBRARY = frozenset(("float16", "bfloat16"))  # narrow types in which torch multiplies
 _BITS = {"int8": 7, "uint8": 8, "int16": 15, "uint16": 16, "bool": 1}  # of magnitudes
 _EXACT_BITS = 53  # integers of up to so many are exact in float64
-__all__ = ["NotInTorch", "torch_source"]
-
 _HELPER = re.compile(r"(?<!\w)_[a-z]+(?=\()")
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _OLD = "\0"  # before the name of an axis that is about to go
