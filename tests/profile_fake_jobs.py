@@ -29,8 +29,8 @@ def plan(folder: str, target: str, seed: int, spread: int, head: int) -> dict[st
 
 
 def propose(
-    folder: str, target: str, measured: Sequence[Sequence[Any]], known: Sequence[Sequence[Any]],
-    count: int, seed: int,
+    folder: str, measured: Sequence[Sequence[Any]], known: Sequence[Sequence[Any]], count: int,
+    seed: int,
 ) -> list[list[Any]]:  # fmt: skip
     tried = {tuple(values) for _, values in known}
     moves = [(n + s, f) for _, (n, f), _ in measured for s in (1, -1) if 0 <= n + s < 200]
@@ -38,8 +38,9 @@ def propose(
 
 
 def lower(
-    folder: str, target: str, schedules: Sequence[Mapping[str, Any]], cache: str
-) -> list[dict[str, Any]]:
+    folder: str, target: str, schedules: Sequence[Mapping[str, Any]], cache: str,
+    open_sizes: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
     out: list[dict[str, Any]] = []
     for data in schedules:
         n, fate = data["knobs"]["k0.n"], FATES[data["knobs"]["fate"]]

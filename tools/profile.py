@@ -12,6 +12,7 @@ was not measured. See profile_design for what is measured, and profile_log for w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import functools
 import os
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,13 +37,13 @@ from autosched.ir.text import to_text
 from autosched.tools.gpu_lab import GpuLimits, Setup
 from autosched.tools.gpu_report import toolchain
 from autosched.tools.profile_board import Line
-from autosched.tools.profile_builds import ProfileError, ProfileJobs
+from autosched.tools.profile_builds import ProfileJobs
 from autosched.tools.profile_design import Shares
 from autosched.tools.profile_log import RunLog, merge
-from autosched.tools.profile_pack import PackError
+from autosched.tools.profile_pack import ProfileError
 from autosched.tools.profile_run import Options, Run
 
-ERRORS = (ProfileError, PackError, StoreError, SuiteError, TargetError)
+ERRORS = (ProfileError, StoreError, SuiteError, TargetError)
 
 
 def lines_of(names: Sequence[str], only: Sequence[str], target: str, folder: Path) -> list[Line]:
@@ -118,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--again", type=float, default=0.02, help="share that is timed twice")
     made.add_argument("--ranking", choices=("logs", "analytic"), default="logs",
                       help="the model that ranks heads")  # fmt: skip
+    made.add_argument("--closed", action="store_true", help="each size has builds of its own")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--launcher", choices=("cubin", "jit"), default="cubin")
     made.add_argument("--device", choices=("cuda", "cpu"), default="cuda",
@@ -125,68 +128,83 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+@dataclass(frozen=True)
+class Profiled:
+    """What a run or a merge found: plain JSON, and a text for people."""
+
+    data: dict[str, Any]
+    text: str
+
+
 def main(argv: Sequence[str] | None = None, jobs: ProfileJobs | None = None,
          limits: GpuLimits | None = None, lines: Sequence[Line] | None = None,
          begun: float | None = None) -> int:  # fmt: skip
     """lines: workloads instead of a suite's. begun: on the monotonic clock, when the minutes
     began to count; now by default."""
-    args = parser().parse_args(argv)
     begun = time.monotonic() if begun is None else begun
+    args = parser().parse_args(argv)
     try:
-        if args.merge:
-            return _merge(args)
-        print(_profile(args, jobs, limits, lines, begun))
+        print(profile(args, begun, jobs, limits, lines).text)
     except ERRORS as error:
         print(f"profile: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _merge(args: argparse.Namespace) -> int:
+def profile(
+    args: argparse.Namespace, begun: float, jobs: ProfileJobs | None = None,
+    limits: GpuLimits | None = None, lines: Sequence[Line] | None = None,
+) -> Profiled:  # fmt: skip
+    """What the parsed options ask for. Raises: one of ERRORS."""
+    return _merged(args) if args.merge else _measured(args, begun, jobs, limits, lines)
+
+
+def _merged(args: argparse.Namespace) -> Profiled:
     if args.into is None:
         raise ProfileError("name the file to write: -o LOG.parquet")
     told = merge(args.merge, args.into)
-    print(f"{args.into}: {told['rows']} rows ({told['ok']} ok) of {told['workloads']} workloads, "
-          f"{told['bytes']} bytes, {told['bytes_per_row']} a row")  # fmt: skip
-    return 0
+    text = (f"{args.into}: {told['rows']} rows ({told['ok']} ok) of {told['workloads']} workloads, "
+            f"{told['bytes']} bytes, {told['bytes_per_row']} a row")  # fmt: skip
+    return Profiled(told, text)
 
 
-def _profile(args: argparse.Namespace, jobs: ProfileJobs | None, limits: GpuLimits | None,
-             lines: Sequence[Line] | None, begun: float) -> str:  # fmt: skip
+def _measured(
+    args: argparse.Namespace, begun: float, jobs: ProfileJobs | None, limits: GpuLimits | None,
+    lines: Sequence[Line] | None,
+) -> Profiled:  # fmt: skip
     options, setup = _options(args), _setup(args)
     if args.build_only and args.pack is None:
         raise ProfileError("name the file that gets the builds: --pack FILE")
     if args.out is None and not args.build_only:
         raise ProfileError("name a folder for the run: --out DIR, or only build: --build-only")
-    say = functools.partial(print, flush=True)
+    # What is said on the way is no part of the answer.
+    say = functools.partial(print, file=sys.stderr, flush=True)
     env = {"TRITON_INTERPRET": "1"} if args.device == "cpu" else {}
-    with tempfile.TemporaryDirectory(prefix="autosched-profile-") as scratch:
-        tasks = (args.out or Path(scratch)).absolute() / "tasks"
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autosched-")))
+        place = scratch if args.build_only else args.out.absolute()
         chosen = list(lines) if lines is not None else lines_of(
-            _words(args.suite), _words(args.only), args.target, tasks)  # fmt: skip
-        log = None if args.build_only else RunLog(args.out.absolute())
+            _words(args.suite), _words(args.only), args.target, place / "tasks")  # fmt: skip
+        log = None if args.build_only else stack.enter_context(RunLog(place))
+        cache = (args.cache or place / "cache").absolute()
+        cache.mkdir(parents=True, exist_ok=True)
+        run = Run(chosen, setup, options(cache), log, begun, jobs=jobs, limits=limits, env=env,
+                  toolchain=toolchain(f"triton-{version('triton')}"), say=say)  # fmt: skip
         try:
-            cache = (args.cache or (args.out or Path(scratch)) / "cache").absolute()
-            cache.mkdir(parents=True, exist_ok=True)
-            run = Run(chosen, setup, options(cache), log, begun, jobs=jobs, limits=limits,
-                      env=env, toolchain=toolchain(f"triton-{version('triton')}"), say=say)
-            try:
-                run.run()
-            finally:
-                summary = run.summary()
-                if log is not None:
-                    summary["log_rows"] = log.finish(summary)
+            run.run()
         finally:
+            summary = run.summary()
             if log is not None:
-                log.store.close()
+                summary["log_rows"] = log.finish(summary)
     facts = "\n".join(f"{k}: {v}" for k, v in summary.items())
-    return f"{facts}\n\n{table(chosen, {} if log is None else log.statuses)}"
+    told = table(chosen, {} if log is None else log.statuses)
+    return Profiled(summary, f"{facts}\n\n{told}")
 
 
 def _setup(args: argparse.Namespace) -> Setup:
     parse_target(args.target)
     launcher = "jit" if args.device == "cpu" else args.launcher
-    return Setup(args.target, args.device, launcher, args.seed)
+    return Setup(args.target, args.device, launcher, args.seed, open_sizes=not args.closed)
 
 
 def _options(args: argparse.Namespace) -> Any:

@@ -25,7 +25,8 @@ Place = tuple[int, tuple[int, ...]]  # number of a sketch, values of its knobs
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One candidate. place: in its line's plan; again_us: it repeats a measurement."""
+    """One candidate. place: in its line's plan; again_us: it repeats a measurement.
+    open_sizes: how many extents its kernels get as arguments."""
 
     id: str
     place: Place
@@ -36,6 +37,7 @@ class Item:
     module: Mapping[str, Any] | None = None
     bound: str | None = None
     again_us: float | None = None
+    open_sizes: int = 0
 
     def asked(self) -> dict[str, Any]:
         """What a measuring process is told of it."""

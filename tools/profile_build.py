@@ -29,17 +29,21 @@ from autosched.codegen.triton_spec import TritonModule
 from autosched.costmodel.features import sketch_features
 from autosched.costmodel.model import CostModel
 from autosched.costmodel.roofline import RooflineModel
+from autosched.ir.node import Output, Program
+from autosched.ir.open_extents import OpenTile, Sizes, open_replay
 from autosched.ir.record import Status
 from autosched.ir.rules.action import Illegal
-from autosched.ir.schedule import Schedule, replay
+from autosched.ir.schedule import Knob, Schedule, Sketch, replay
 from autosched.ir.sketches import sketches
 from autosched.ir.target import parse_target
+from autosched.ir.text import parse, to_text
 from autosched.search.space import Candidate, Space, space
 from autosched.tools import profile_design as design
 from autosched.tools.profile_pack import CODE, Pack, unpack_build
 
 TABLE_ROWS = 20_000  # of each sketch that are ranked
 SOURCES, CODES, SCRATCH = "sources", "codes", "scratch"  # folders of a cache
+PLAN_FILE = "plan.json"  # in the folder of a task
 _NO_HEADER = Header("")  # a title would make equal code unequal
 
 
@@ -57,33 +61,54 @@ def planned(
 ) -> dict[str, Any]:
     """spread, head: how many of each; model: what ranks.
 
-    Returns {"sketches": [{"sketch", "actions", "knobs": names}], "spread": [[sketch's number,
-    values]], "head": [[.., estimate_us]]}, plain JSON.
+    Returns {"sketches": [{"sketch", "actions", "knobs": names, "domains", "constraints"}],
+    "spread": [[sketch's number, values]], "head": [[.., estimate_us]]}, plain JSON.
     """
     made = _space(folder, target)
     drawn = itertools.islice(design.spread(made, seed), spread)
     heads = design.head(_times(folder, target, model), made, head) if head else []
     return {
-        "sketches": [
-            {"sketch": s.name, "actions": [a.to_json() for a in s.actions],
-             "knobs": [k.name for k in s.knobs]}
-            for s in made.sketches
-        ],
+        "sketches": [_told(sketch) for sketch in made.sketches],
         "spread": [[c.sketch, list(c.knobs)] for c in drawn],
         "head": [[c.sketch, list(c.knobs), float(f"{us:.4g}")] for c, us in heads],
-    }  # fmt: skip
+    }
 
 
 def propose(
-    folder: str, target: str, measured: Sequence[Sequence[Any]], known: Sequence[Sequence[Any]],
-    count: int, seed: int,
+    folder: str, measured: Sequence[Sequence[Any]], known: Sequence[Sequence[Any]], count: int,
+    seed: int,
 ) -> list[list[Any]]:  # fmt: skip
-    """Moves from the fastest: [[sketch's number, values]]. measured: [[number, values, us]];
-    known: [[number, values]] of what was ever asked for."""
-    made = _space(folder, target)
+    """Moves from the fastest: [[sketch's number, values]], by the plan in the task's folder.
+
+    measured: [[number, values, us]]; known: [[number, values]] of what was ever asked for.
+    """
+    made = _planned_space(folder)
     best = [(Candidate(n, tuple(values)), us) for n, values, us in measured]
     tried = frozenset(Candidate(n, tuple(values)) for n, values in known)
     return [[c.sketch, list(c.knobs)] for c in design.near(made, best, tried, count, seed)]
+
+
+def _told(sketch: Sketch) -> dict[str, Any]:
+    """A sketch as plain JSON. Its constraints are the outputs of a program, as text."""
+    outputs = tuple(Output(f"c{n}", (), "bool", ()) for n in range(len(sketch.constraints)))
+    return {
+        "sketch": sketch.name, "actions": [a.to_json() for a in sketch.actions],
+        "knobs": [k.name for k in sketch.knobs], "domains": [list(k.domain) for k in sketch.knobs],
+        "constraints": to_text(Program("algebra", (), outputs, sketch.constraints)),
+    }  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _planned_space(folder: str) -> Space:
+    """The sketches of a plan without tables: reading them is a hundred times as fast as making
+    them. Their actions are left out, as moves are of knobs alone."""
+    told = json.loads((Path(folder) / PLAN_FILE).read_text("utf-8"))["sketches"]
+    found = [
+        Sketch(s["sketch"], (), tuple(map(Knob, s["knobs"], map(tuple, s["domains"]))),
+               parse(s["constraints"]).body)
+        for s in told
+    ]  # fmt: skip
+    return Space(tuple(found), ())
 
 
 @functools.lru_cache(maxsize=16)
@@ -109,34 +134,46 @@ def _times(folder: str, target: str, model: CostModel) -> list[np.ndarray]:
 
 
 def lower(
-    folder: str, target: str, schedules: Sequence[Mapping[str, Any]], cache: str
-) -> list[dict[str, Any]]:
+    folder: str, target: str, schedules: Sequence[Mapping[str, Any]], cache: str,
+    open_sizes: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Modules of some schedules of one task; their sources go to the cache, one file a code.
 
-    Returns for each {"code": its key, "module": without its source, "bound": see bound_of}, or
-    {"illegal": code, "why"}.
+    open_sizes: kernels get extents as arguments, so that one code serves a class of workloads.
+    Returns for each {"code": its key, "module": without its source, "bound": see bound_of,
+    "open": how many sizes are}, or {"illegal": code, "why"}.
     """
     program, chosen = read_program(Path(folder)), parse_target(target)
     out: list[dict[str, Any]] = []
     for data in schedules:
-        tile = replay(program, Schedule.from_json(data))
-        module = tile if isinstance(tile, Illegal) else emit(tile, _NO_HEADER)
-        if isinstance(module, Illegal):
+        schedule = Schedule.from_json(data)
+        found = open_replay(program, schedule) if open_sizes else _closed(program, schedule)
+        module = (
+            found if isinstance(found, Illegal) else emit(found.tile, _NO_HEADER, found.sizes)
+        )
+        if isinstance(found, Illegal) or isinstance(module, Illegal):
+            assert isinstance(module, Illegal)
             out.append({"illegal": module.code, "why": module.why})
             continue
-        assert not isinstance(tile, Illegal)
         code = canonical(module)
         key = build_key(code, chosen)
         _write_source(Path(cache) / SOURCES / f"{key}.json", code)
-        told = {**module.to_json(), "source": ""}
-        out.append({"code": key, "module": told, "bound": bound_of(tile)})
+        out.append({"code": key, "module": {**module.to_json(), "source": ""},
+                    "bound": bound_of(found.tile), "open": len(found.sizes.open)})  # fmt: skip
     return out
 
 
+def _closed(program: Program, schedule: Schedule) -> OpenTile | Illegal:
+    tile = replay(program, schedule)
+    return tile if isinstance(tile, Illegal) else OpenTile(program, tile, Sizes())
+
+
 def canonical(module: TritonModule) -> TritonModule:
-    """The module as far as its machine code depends on it: no extents, no sizes of grids."""
+    """The module as far as its machine code depends on it: no extents, no sizes of grids, and
+    not where arguments come from."""
     return replace(
-        module, tensors=tuple(replace(t, extents=()) for t in module.tensors),
+        module, sizes=(),
+        tensors=tuple(replace(t, extents=()) for t in module.tensors),
         launches=tuple(replace(x, programs=1, persistent=0) for x in module.launches),
     )  # fmt: skip
 

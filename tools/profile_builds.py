@@ -22,17 +22,13 @@ from autosched.ir.record import Status
 from autosched.tools.gpu_lab import GpuLimits, reason
 from autosched.tools.profile_board import Item, Line
 from autosched.tools.profile_build import CODES, SCRATCH
-from autosched.tools.profile_pack import CODE, FAULT, PLAN, Pack, pack_build
+from autosched.tools.profile_pack import CODE, FAULT, PLAN, Pack, ProfileError, pack_build
 
 TICKETS = 4  # jobs in the hands of each builder at most, before new work is asked for
 PACKED = 96  # builds of a block of a pack: more pack better, fewer are lost by a kill
 # Faults that a build will have wherever it is tried again.
 _LASTING = frozenset({Status.UNSUPPORTED, Status.BUILD_FAILED})
 _FULL = (f"[Errno {errno.ENOSPC}]", f"[Errno {errno.EDQUOT}]", "No space left on device")
-
-
-class ProfileError(Exception):
-    """A user's mistake, or a machine that can't go on: one message with the way out."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +71,14 @@ class Builds:
 
     def __init__(
         self, cache: Path, pack: Path | None, builders: int, *, filling: bool, jobs: ProfileJobs,
-        limits: GpuLimits, built: Callable[[Line, Item], None],
+        limits: GpuLimits, open_sizes: bool = False, built: Callable[[Line, Item], None],
         failed: Callable[[Line, Item, Status, str], None],
     ) -> None:  # fmt: skip
-        """filling: builds go into the pack, and nowhere else."""
+        """filling: builds go into the pack, and nowhere else. open_sizes: as `lower` has it."""
         self.cache, self.filling = cache, filling
         self.pack = Pack(pack) if pack is not None else None
         self.builders, self.jobs, self.limits = builders, jobs, limits
-        self.built, self.failed = built, failed
+        self.built, self.failed, self.open_sizes = built, failed, open_sizes
         self.counts: Counter[str] = Counter()
         self.compile_s = 0.0
         self.plans: dict[str, bytes] = {}
@@ -189,7 +185,8 @@ class Builds:
         """Has candidates of one workload built."""
         line.inflight += len(items)
         kwargs = {"folder": str(line.folder), "target": line.target, "cache": str(self.cache),
-                  "schedules": [i.schedule for i in items]}  # fmt: skip
+                  "schedules": [i.schedule for i in items],
+                  **({"open_sizes": True} if self.open_sizes else {})}  # fmt: skip
         then = functools.partial(self._lowered, line, items)
         self.submit(self.jobs.lower, kwargs, then, self.limits.plan_s)
 
@@ -262,7 +259,8 @@ class Builds:
 
 
 def _built(item: Item, entry: str, made: Mapping[str, Any]) -> Item:
-    return replace(item, entry=entry, module=made["module"], bound=made["bound"])
+    return replace(item, entry=entry, module=made["module"], bound=made["bound"],
+                   open_sizes=made.get("open", 0))  # fmt: skip
 
 
 def refuse_full_disk(outcome: Failed) -> None:

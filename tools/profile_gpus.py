@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from autosched.codegen.jobs import Failed, Job, Outcome, Stage
 from autosched.tools.gpu_lab import GpuJobs, GpuLimits, Measurer, Setup, reason
 from autosched.tools.profile_board import Batch, Board
-from autosched.tools.profile_builds import ProfileError, ProfileJobs
+from autosched.tools.profile_builds import ProfileJobs
 from autosched.tools.profile_log import RunLog
+from autosched.tools.profile_pack import ProfileError
 
 TURN_S = 1.0  # that a GPU waits for a batch before it looks whether the run is over
 EACH_S = 0.5  # of its limit that a batch has for each candidate
@@ -115,7 +116,8 @@ class Gpus:
         """What the process is told; it is written down first."""
         line = batch.line
         items = [{**i.asked(), "schedule": i.schedule, "by": i.by, "estimate_us": i.estimate_us,
-                  "again_us": i.again_us} for i in batch.items]  # fmt: skip
+                  "again_us": i.again_us, "open_sizes": i.open_sizes}
+                 for i in batch.items]  # fmt: skip
         asked = {"workload": line.key, "target": line.target_key, "items": items}
         journal = self.log.begin_batch(batch.number, asked)
         limit_s = self.limits.measure_s + EACH_S * len(batch.items)

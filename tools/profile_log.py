@@ -47,7 +47,8 @@ class Origin:
 @dataclass(frozen=True)
 class Attempt:
     """What became of one candidate. gpu: number of the device; watch: see measure_batch;
-    first_us: of the earlier measurement that this one repeats."""
+    first_us: of the earlier measurement that this one repeats;
+    open_sizes: extents that kernels got as arguments."""
 
     workload: str
     program: str
@@ -63,6 +64,7 @@ class Attempt:
     gpu: int | None = None
     watch: Mapping[str, float] | None = None
     first_us: float | None = None
+    open_sizes: int = 0
 
 
 def record_of(attempt: Attempt, origin: Origin) -> Record:
@@ -74,7 +76,7 @@ def record_of(attempt: Attempt, origin: Origin) -> Record:
         **{k: _digits(v, 3) for k, v in (attempt.seconds or {}).items()},
         "rel_l2": _digits(attempt.rel_l2, 3), "estimate_us": _digits(attempt.estimate_us, 4),
         "gpu": attempt.gpu, "first_us": _digits(attempt.first_us, 6),
-        "watch_us": (attempt.watch or {}).get("us"),
+        "watch_us": (attempt.watch or {}).get("us"), "open_sizes": attempt.open_sizes or None,
     }  # fmt: skip
     if timing is not None:
         extra |= {"cache": timing.cache.value, "runs": timing.runs, "inner": timing.inner}

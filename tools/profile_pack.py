@@ -26,8 +26,12 @@ _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "lc": 0, "lp": 4, "pb": 4,
 CODE, PLAN, FAULT = "code/", "plan/", "fault/"  # how names of blobs begin
 
 
-class PackError(Exception):
-    """A file that is no pack: a user's mistake."""
+class ProfileError(Exception):
+    """A user's mistake, or a machine that can't go on: one message with the way out."""
+
+
+class PackError(ProfileError):
+    """A file that is no pack."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from autosched.codegen.measure import Timing
 from autosched.ir.record import Status, json_key
 from autosched.tools.gpu_lab import GpuLimits, Setup, is_lost, reason
 from autosched.tools.profile_board import Batch, Board, Item, Line
+from autosched.tools.profile_build import PLAN_FILE
 from autosched.tools.profile_builds import Builds, ProfileJobs, refuse_full_disk
 from autosched.tools.profile_design import Shares
 from autosched.tools.profile_gpus import Gpus
@@ -92,7 +93,7 @@ class Run:
         )  # fmt: skip
         self.builds = Builds(
             options.cache, options.pack, options.builders, filling=log is None, jobs=known,
-            limits=bounds, built=self._built, failed=self._failed,
+            limits=bounds, open_sizes=setup.open_sizes, built=self._built, failed=self._failed,
         )  # fmt: skip
 
     def run(self) -> None:
@@ -204,6 +205,7 @@ class Run:
         self._set_plan(line, outcome.value)
 
     def _set_plan(self, line: Line, plan: Mapping[str, Any]) -> None:
+        (line.folder / PLAN_FILE).write_text(json.dumps(plan), "utf-8")  # for moves
         line.set_plan(plan)
         line.remember(self._tried.pop(line.key, ()))
         if not plan["sketches"]:
@@ -217,8 +219,7 @@ class Run:
         line.waiting = True
         best = sorted(line.times.items(), key=lambda p: (p[1], p[0]))[:LEADERS]
         kwargs = {
-            "folder": str(line.folder), "target": line.target, "count": near,
-            "seed": self.setup.seed + len(line.asked),
+            "folder": str(line.folder), "count": near, "seed": self.setup.seed + len(line.asked),
             "measured": [[n, list(values), us] for (n, values), us in best],
             "known": [[n, list(values)] for n, values in line.asked],
         }  # fmt: skip
@@ -318,7 +319,7 @@ class Run:
             else:
                 line.times[item.place] = us
                 self._maybe_again(line, item, us)
-        return replace(made, gpu=gpu, watch=watch)
+        return replace(made, gpu=gpu, watch=watch, open_sizes=item.open_sizes)
 
     def _origin(self, line: Line) -> Origin:
         assert self.gpus is not None
@@ -351,7 +352,8 @@ class Run:
             items = {i["id"]: i for i in asked["items"]}
             if line is not None and told:
                 attempts = [
-                    _attempt(line, r, i["schedule"], i["by"], i["estimate_us"], i["again_us"])
+                    replace(_attempt(line, r, i["schedule"], i["by"], i["estimate_us"],
+                                     i["again_us"]), open_sizes=i["open_sizes"])
                     for r in told if (i := items[r["id"]])
                 ]  # fmt: skip
                 self.log.add(attempts, {line.key: line.text}, self._origin(line))
