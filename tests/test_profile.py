@@ -158,7 +158,7 @@ def test_it_keeps_to_its_minutes(tmp_path):
 
 @pytest.mark.parametrize("jobs, words", [
     (replace(JOBS, compile=f"{FAKES}:full_disk"), "the disk is full. What was measured is stored"),
-    (replace(JOBS, warm_up=f"{FAKES}:no_gpu"), "no GPU can be used. Build without one"),
+    (replace(JOBS, warm_up=f"{FAKES}:no_gpu"), "no NVIDIA driver on your system. Build without a GPU by"),
 ])  # fmt: skip
 def test_faults_of_the_machine_are_one_message(tmp_path, capsys, jobs, words):
     assert run(tmp_path, ["plain"], "--minutes", "5", jobs=jobs) == 2

@@ -58,10 +58,11 @@ class Gpus:
 
         Raises: ProfileError where there is none, or another one than the target's.
         """
+        faults: list[str] = []
         for gpu, measurer in enumerate(self._measurers):
             told = measurer.device()
             if isinstance(told, Failed):
-                say(f"GPU {gpu} can't be used: {reason(told)}")
+                faults.append(f"GPU {gpu} can't be used: {reason(told)}")
                 continue
             arch = str(told.value.get("capability", ""))
             if arch and not self.setup.target.startswith(arch):
@@ -72,8 +73,10 @@ class Gpus:
                 threading.Thread(target=self._serve, args=(gpu, measurer), daemon=True)
             )
         if not self._threads:
-            raise ProfileError("no GPU can be used. Build without one by --build-only, or run in "
+            raise ProfileError(f"{faults[0]}. Build without a GPU by --build-only, or run in "
                                "Triton's interpreter by --device cpu")  # fmt: skip
+        for fault in faults:
+            say(fault)
         for thread in self._threads:
             thread.start()
 
