@@ -157,6 +157,8 @@ class _Kernel(Arrivals):
         persistent = any(loop.attr[1] == "persistent" for loop in grid)
         if not persistent:
             self.fixed = frozenset(loop.attr[0] for loop in grid)
+        if self.specialise:
+            self.check_handed(n for n in walk(node) if n.op == "dot")
         trips = [(loop.attr[0], _trips(loop)) for loop in grid]
         self.slots = _strides(trips)
         self.tiles = ext_product(n for _, n in trips)

@@ -27,6 +27,7 @@ from autosched.codegen.triton_reduce import Reductions
 from autosched.codegen.triton_sizes import OpenSizes
 from autosched.codegen.triton_text import ADD, MUL, Names, Unsupported, Val
 from autosched.ir.extent import ext_mul, ext_product
+from autosched.ir.gpu_facts import fed_by
 from autosched.ir.linear import Poly, from_poly, poly
 from autosched.ir.node import Extent, Node
 from autosched.ir.open_extents import Sizes
@@ -236,6 +237,12 @@ class Memory(Reductions):
         if node not in self.boxed or node in self.steering:
             return None
         return box_of(node, self.depths, self.fixed, self.open.value)
+
+    def check_handed(self, dots: Iterable[Node]) -> None:
+        """Warps of their own load boxes alone: with pointers Triton 3.6 asserts."""
+        for load in dict.fromkeys(n for d in dots for s in d.src for n in fed_by(s)):
+            if self.box(load) is None:
+                raise Unsupported(f"warps that load {self.tensors[load.src[0]]} by pointers")
 
     def descriptor(self, box: Box) -> str:
         """The name of a box's descriptor, which is made once: for all programs of a multiprocessor

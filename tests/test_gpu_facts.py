@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import programs
@@ -13,6 +14,7 @@ from test_triton_kernels import check
 from test_triton_schedules import draw
 
 from autosched.codegen.triton import Header, emit
+from autosched.codegen.triton_build import build
 from autosched.codegen.triton_order import Order
 from autosched.codegen.triton_spec import TritonModule
 from autosched.costmodel.features import features
@@ -22,7 +24,7 @@ from autosched.ir.gpu_facts import DEFAULTS, FACTS, described
 from autosched.ir.interp import evaluate
 from autosched.ir.node import Program
 from autosched.ir.ops import KERNEL_FACTS, cast, input_, sigmoid, sum_
-from autosched.ir.rules.action import Action, act
+from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.schedule import Schedule, replay, run_actions
 from autosched.ir.sketch_gpu import gpu_sketches
 from autosched.ir.target import parse_target
@@ -202,7 +204,7 @@ def test_boxes_have_no_point_where_none_is_tested() -> None:
 
 def test_loops_say_what_the_compiler_is_told() -> None:
     text = source(tiled(linear(64, 64, 64), (16, 16, 16), {
-        "specialise": 1, "persistent": 1, "flatten": 1, "registers": 128}))  # fmt: skip
+        "specialise": 1, "persistent": 1, "flatten": 1, "descriptors": 1}))  # fmt: skip
     assert "tl.num_programs(0), flatten=True)" in text
     assert "num_stages=3, warp_specialize=True)" in text
     module = emit(tiled(linear(64, 64, 64), (16, 16, 16), {"registers": 128}), Header("facts"))
@@ -246,3 +248,35 @@ def test_warps_of_their_own_share_out_registers() -> None:
     assert split["hot_occupancy"] == pytest.approx(4 / 64)
     capped = features_of({"registers": 128})
     assert capped["hot_registers"] == 128 and capped["hot_spills"] > 0
+
+
+# ---- what the compiler makes of them -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("facts,threads,shared", (
+    ({"descriptors": 1, "persistent": 1, "flatten": 1, "group": 8, "warps": 8}, 256, 213016),
+    ({"descriptors": 1, "persistent": 1, "epilogue": 4, "warps": 8}, 256, 163864),
+    # Two groups of warps contract what would not fit into the registers of one.
+    ({"descriptors": 1, "specialise": 1}, 384, 213464),
+    ({"descriptors": 6, "registers": 168, "warps": 8}, 256, 147480),
+), ids=str)  # fmt: skip
+def test_builds_for_hopper(tmp_path: Path, facts: dict, threads: int, shared: int) -> None:
+    x = input_("x", {"m": 512, "k": 512}, "bfloat16")
+    w = input_("w", {"k": 512, "n": 512}, "bfloat16")
+    y = sum_("k", cast(x, "float32") * cast(w, "float32"))
+    tile = tiled(algebra(y=("m n", cast(y, "bfloat16"))), (128, 256, 64), facts)
+    module = emit(tile, Header("facts"))
+    assert isinstance(module, TritonModule)
+    (kernel,) = build(module, TARGET, tmp_path).kernels
+    assert kernel.threads == threads and kernel.spill_bytes == 0
+    assert kernel.registers <= 168 and abs(kernel.shared_bytes - shared) <= 512
+
+
+def test_warps_that_load_want_boxes() -> None:
+    """Pointers: the compiler would assert, and end its process."""
+    tile = tiled(linear(512, 512, 512, "bfloat16"), (128, 128, 64), {"specialise": 1})
+    refused = emit(tile, Header("facts"))
+    assert isinstance(refused, Illegal) and "by pointers" in refused.why
+    odd = tiled(linear(512, 512, 500, "bfloat16"), (128, 128, 64), {
+        "specialise": 1, "descriptors": 1})  # fmt: skip
+    assert isinstance(emit(odd, Header("facts")), Illegal)
