@@ -6,6 +6,7 @@ sum, difference or product. The constant term belongs to the empty monomial.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -63,6 +64,7 @@ def _multiplied(a: Poly, b: Poly) -> Poly:
     return {m: c for m, c in out.items() if c}
 
 
+@functools.lru_cache(maxsize=1 << 12)  # atoms that hold others share most of what is below them
 def order(node: Node) -> tuple[str, ...]:
     """A sort key of an atom that depends on its structure alone."""
     here = (node.op, *(str(a) for a in node.attr if not isinstance(a, (tuple, Node))))
