@@ -46,9 +46,11 @@ class TorchGraph(Graph):
         class Recorder(torch.fx.Interpreter):
             def run_node(self, node: torch.fx.Node) -> Any:
                 result = super().run_node(node)
-                if isinstance(result, torch.Tensor) and node.name in kept:
-                    wide = result.float() if result.dtype == torch.bfloat16 else result
-                    found[node.name] = to_array(wide)
+                several = isinstance(result, (tuple, list))
+                for n, value in enumerate(result if several else [result]):
+                    if isinstance(value, torch.Tensor) and node.name in kept:
+                        wide = value.float() if value.dtype == torch.bfloat16 else value
+                        found[f"{node.name}:{n}" if several else node.name] = to_array(wide)
                 return result
 
         with torch.no_grad():

@@ -21,6 +21,7 @@ import onnx.numpy_helper
 import onnx.shape_inference
 from google.protobuf.message import DecodeError
 
+from autosched.ir.frontend.aten_islands import OnnxNode
 from autosched.ir.frontend.build import Body, OpNode, Source, TensorType, build_graph
 from autosched.ir.frontend.call import DTYPES_BY_NUMBER, Value
 from autosched.ir.frontend.external import ExternalData
@@ -30,6 +31,7 @@ from autosched.ir.frontend.table import OPSETS, TABLE
 from autosched.ir.graph import ModelError, ModelGraph
 
 NUMBERS = {name: number for number, name in DTYPES_BY_NUMBER.items()}
+ISLAND_OPSET = 21  # of islands that are written here
 MAX_MESSAGE = 2**31 - 1  # bytes of one protobuf message
 SUBGRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
@@ -418,6 +420,24 @@ def _has_body(schema: Any) -> bool:  # onnx's stubs know neither attribute
     return schema is not None and (
         schema.has_function or schema.has_context_dependent_function
     )
+
+
+def write_nodes(
+    nodes: Sequence[OnnxNode], inputs: Sequence[tuple[str, TensorType]],
+    outputs: Sequence[tuple[str, TensorType]], constants: Mapping[str, Array],
+) -> bytes:  # fmt: skip
+    """A serialised model of operators that no ONNX file had."""
+    info = onnx.helper.make_tensor_value_info
+    tensors = {name: a for node in nodes for name, a in node.constants.items()} | dict(constants)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(n.op, n.inputs, n.outputs, **n.attrs) for n in nodes], "island",
+        [info(name, NUMBERS[t.dtype], t.shape) for name, t in inputs],
+        [info(name, NUMBERS[t.dtype], t.shape) for name, t in outputs],
+        [onnx.numpy_helper.from_array(a, name) for name, a in tensors.items()],
+    )  # fmt: skip
+    opsets = [onnx.helper.make_opsetid("", ISLAND_OPSET)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return bytes(model.SerializeToString())
 
 
 # ---- what the walk needs of this package ------------------------------------------------------

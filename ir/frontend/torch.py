@@ -21,6 +21,7 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from autosched.ir.frontend.aten import Ref
+from autosched.ir.frontend.aten_islands import onnx_node
 from autosched.ir.frontend.aten_table import SAME, TABLE
 from autosched.ir.frontend.build import OpNode, Source, TensorType, build_graph
 from autosched.ir.frontend.call import Value
@@ -36,6 +37,7 @@ from autosched.ir.frontend.exported import (
 )
 from autosched.ir.frontend.fx import NodeReader, type_of
 from autosched.ir.frontend.literal import Array
+from autosched.ir.frontend.onnx import write_nodes
 from autosched.ir.frontend.pt2 import write_plain
 from autosched.ir.graph import ModelError, ModelGraph
 
@@ -364,9 +366,12 @@ class _TorchPackage:
         self, nodes: Sequence[OpNode], inputs: Sequence[tuple[str, TensorType]],
         outputs: Sequence[str], constants: Mapping[str, Array],
     ) -> bytes:  # fmt: skip
-        raise AssertionError("programs have no islands: `allow` comes first")
+        types = {n: t for node in nodes for n, t in zip(node.outputs, node.attrs["out"])}
+        written = [found for found in map(onnx_node, nodes) if found is not None]
+        return write_nodes(written, inputs, [(n, types[n]) for n in outputs], constants)
 
     def allow(self, left: Sequence[tuple[OpNode, str]]) -> None:
+        left = [(n, why) for n, why in left if onnx_node(n) is None]
         random = any(_is_random(n.source.target) for n, _ in left)
         reasons = [
             (n.source, "draws random numbers" if _is_random(n.source.target) else why)
