@@ -109,7 +109,10 @@ def test_open_knobs_and_bound_knobs_agree(name: str) -> None:
             alone = features(bound, TARGET, count(program)).evaluate({"": np.zeros(1, np.int64)})
             if len(gpu_structure(bound).loops) < len(opened.loops):
                 # A block that covers its axis leaves no loop; with open knobs it is of one trip.
-                for exact in ("dot_flops", "loaded_bytes", "hot_shared_bytes", "programs"):
+                # Of two kernels that take about as long, another one may be the longest.
+            same = fact(alone, "hot_programs") == fact(table, "hot_programs", i)
+            hot = ("hot_shared_bytes",) if same else ()
+            for exact in ("dot_flops", "loaded_bytes", "programs", *hot):
                     assert fact(alone, exact) == pytest.approx(fact(table, exact, i)), exact
                 assert fact(alone, "analytic_us") == pytest.approx(
                     fact(table, "analytic_us", i), rel=0.1
