@@ -110,9 +110,9 @@ def test_open_knobs_and_bound_knobs_agree(name: str) -> None:
             if len(gpu_structure(bound).loops) < len(opened.loops):
                 # A block that covers its axis leaves no loop; with open knobs it is of one trip.
                 # Of two kernels that take about as long, another one may be the longest.
-            same = fact(alone, "hot_programs") == fact(table, "hot_programs", i)
-            hot = ("hot_shared_bytes",) if same else ()
-            for exact in ("dot_flops", "loaded_bytes", "programs", *hot):
+                same = fact(alone, "hot_programs") == fact(table, "hot_programs", i)
+                hot = ("hot_shared_bytes",) if same else ()
+                for exact in ("dot_flops", "loaded_bytes", "programs", *hot):
                     assert fact(alone, exact) == pytest.approx(fact(table, exact, i)), exact
                 assert fact(alone, "analytic_us") == pytest.approx(
                     fact(table, "analytic_us", i), rel=0.1
