@@ -17,7 +17,8 @@ from autosched.codegen.runtime.sizes import Count, Size, frozen
 class Tensor:
     """A buffer that a kernel is passed: an input, weight, output, or scratch between kernels.
 
-    extents: row-major, dense. role: "input" | "weight" | "output" | "scratch" | "packed".
+    extents: row-major, dense. role: "input" | "weight" | "output" | "scratch" | "packed" |
+    "counter", which is 0 before a launch and after it.
     """
 
     name: str
