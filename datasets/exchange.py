@@ -87,6 +87,20 @@ def read_facts(path: Path | str) -> dict[str, Any]:
         raise StoreError(f"cannot read {path}: {error}") from error
 
 
+def read_attempts(path: Path | str, target: str) -> list[tuple[str, str, float | None]]:
+    """Workload, schedule's text and latency_us of a Parquet file's rows of a target's key, without
+    making Records of them."""
+    arrow, parquet = _pyarrow()
+    try:
+        table = parquet.read_table(path)
+        _check_metadata(table)
+        names = ("target", "workload", "schedule", "latency_us")
+        columns = [table.column(name).to_pylist() for name in names]
+    except (OSError, arrow.ArrowException, ValueError, KeyError) as error:
+        raise StoreError(f"cannot read {path}: {error}") from error
+    return [(w, text, us) for found, w, text, us in zip(*columns) if found == target]
+
+
 def merge_files(
     paths: Iterable[Path | str], target: Path | str, facts: Mapping[str, Any] | None = None,
     *, level: int = _LEVEL,

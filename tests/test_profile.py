@@ -156,9 +156,17 @@ def test_it_keeps_to_its_minutes(tmp_path):
     assert abs(process_begun() - time.monotonic()) < 24 * 3600
 
 
+def test_what_other_logs_know_is_not_measured_again(tmp_path):
+    more = ["--minutes", "0.5", "--planned", "30", "--near", "0", "--head", "0", "--again", "0"]
+    run(tmp_path / "a", ["plain"], "--rows", "12", *more)
+    run(tmp_path / "b", ["plain"], "--known", str(tmp_path / "a" / "log.parquet"), *more)
+    first, second = ({r.schedule for r in rows(tmp_path / n)} for n in "ab")
+    assert len(first) == 12 and len(second) == 18 and not first & second
+
+
 @pytest.mark.parametrize("jobs, words", [
     (replace(JOBS, compile=f"{FAKES}:full_disk"), "the disk is full. What was measured is stored"),
-    (replace(JOBS, warm_up=f"{FAKES}:no_gpu"), "no NVIDIA driver on your system. Build without a GPU by"),
+    (replace(JOBS, warm_up=f"{FAKES}:no_gpu"), "no NVIDIA driver on your system. Build"),
 ])  # fmt: skip
 def test_faults_of_the_machine_are_one_message(tmp_path, capsys, jobs, words):
     assert run(tmp_path, ["plain"], "--minutes", "5", jobs=jobs) == 2

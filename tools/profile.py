@@ -29,6 +29,7 @@ from typing import Any
 import psutil
 
 from autosched.codegen.reference import write_given, write_program
+from autosched.datasets.exchange import read_attempts
 from autosched.datasets.store import StoreError
 from autosched.datasets.suites import SuiteError, suite
 from autosched.ir.record import Status
@@ -101,6 +102,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--build-only", action="store_true", help="fill the pack; needs no GPU")
     made.add_argument("--pack", type=Path, help="file of builds that were made ahead")
     made.add_argument("--pack-mib", type=float, default=46.0, help="of a pack that is filled")
+    made.add_argument("--known", nargs="+", type=Path, metavar="LOG", default=[],
+                      help="Parquet files of rows that need not be measured again")  # fmt: skip
     made.add_argument("--cache", type=Path, help="folder of builds; OUT/cache, or temporary")
     made.add_argument("--merge", nargs="+", type=Path, metavar="RUN",
                       help="run folders and Parquet files to one file (-o)")
@@ -188,8 +191,10 @@ def _measured(
         log = None if args.build_only else stack.enter_context(RunLog(place))
         cache = (args.cache or place / "cache").absolute()
         cache.mkdir(parents=True, exist_ok=True)
+        key = parse_target(args.target).key
+        known = [attempt for file in args.known for attempt in read_attempts(file, key)]
         run = Run(chosen, setup, options(cache), log, begun, jobs=jobs, limits=limits, env=env,
-                  toolchain=toolchain(f"triton-{version('triton')}"), say=say)  # fmt: skip
+                  known=known, say=say, toolchain=toolchain(f"triton-{version('triton')}"))
         try:
             run.run()
         finally:

@@ -32,6 +32,7 @@ ROOM = 0.5  # of the GPU's memory that references may keep; candidates need scra
 HOPELESS = 4.0  # times slower than the best so far: two runs, launched one by one
 MIDDLING = 1.3  # times slower: a few replays; what is faster is timed until its median is sure
 FEW, MOST = 5, 20  # replays of about a millisecond each
+MOST_US, SLOW_US = 25_000.0, 5_000.0  # of running in all; of one run, from which two will do
 SURE = 0.0015  # relative error of a median that is good enough
 LAUNCH_US = 100.0  # that a run launched by itself may take longer than its replay
 WATCH_S = 1.0  # seconds between two looks at the clock
@@ -133,10 +134,10 @@ def _timed(run: gpu_timing.Run, device: str, best_us: float | None) -> Timing:
         return Timing.of([once_us, gpu_timing.eager_us(run)])
     replay = gpu_timing.recorded(run, once_us)
     replay.sample()
-    samples = [replay.sample() for _ in range(FEW)]
+    samples = [replay.sample() for _ in range(FEW if once_us < SLOW_US else 2)]
     limit_us = math.inf if best_us is None else MIDDLING * best_us
-    while (len(samples) < MOST and float(np.median(samples)) < limit_us
-           and _doubt(samples) > SURE):  # fmt: skip
+    while (len(samples) < MOST and sum(samples) * replay.inner < MOST_US
+           and float(np.median(samples)) < limit_us and _doubt(samples) > SURE):  # fmt: skip
         samples.append(replay.sample())
     return Timing.of(samples, replay.inner)
 

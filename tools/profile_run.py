@@ -14,7 +14,7 @@ import json
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from autosched.tools.profile_log import Attempt, Origin, RunLog, noise
 AHEAD = 4000  # candidates that are on their way at most
 AGAIN_S = 45.0  # after which a kernel may be timed again: another time, another neighbour
 FIT_S = 300.0  # that the model of the shipped logs may take
+ROW_S = 2e-4  # that writing the whole log takes for each of its rows
 LEADERS = 8  # measured candidates that moves may start from
 
 
@@ -68,10 +69,11 @@ class Run:
         self, lines: Sequence[Line], setup: Setup, options: Options, log: RunLog | None,
         begun: float, *, jobs: ProfileJobs | None = None, limits: GpuLimits | None = None,
         env: Mapping[str, str] | None = None, toolchain: str = "",
-        say: Callable[[str], None] = print,
+        known: Iterable[tuple[str, str, float | None]] = (), say: Callable[[str], None] = print,
     ) -> None:  # fmt: skip
         """begun: on the monotonic clock, when the run's seconds began to count.
-        log: None for a run that only builds. env: of the processes that measure."""
+        log: None for a run that only builds. env: of the processes that measure.
+        known: workload, schedule's text and time of what need not be measured again."""
         self.lines, self.setup, self.options, self.log = lines, setup, options, log
         self.begun, self.say, self.toolchain = begun, say, toolchain
         left = [n for n, *_ in log.left_batches()] if log is not None else []
@@ -85,14 +87,16 @@ class Run:
         self._rng = random.Random(setup.seed)
         self._ranking: dict[str, str] | None = None if options.ranked else {}
         self._unranked: list[Line] = []
-        self._tried: dict[str, list[tuple[str, float | None]]] = {}
-        known, bounds = jobs or ProfileJobs(), limits or GpuLimits()
+        self._tried: defaultdict[str, list[tuple[str, float | None]]] = defaultdict(list)
+        for workload, text, us in known:
+            self._tried[workload].append((text, us))
+        functions, bounds = jobs or ProfileJobs(), limits or GpuLimits()
         # The processes of the GPUs take longest to start.
         self.gpus = None if log is None else Gpus(
-            options.gpus, self.board, log, setup, jobs=known, limits=bounds, env=dict(env or {})
+            options.gpus, self.board, log, setup, jobs=functions, limits=bounds, env=dict(env or {})
         )  # fmt: skip
         self.builds = Builds(
-            options.cache, options.pack, options.builders, filling=log is None, jobs=known,
+            options.cache, options.pack, options.builders, filling=log is None, jobs=functions,
             limits=bounds, open_sizes=setup.open_sizes, built=self._built, failed=self._failed,
         )  # fmt: skip
 
@@ -121,7 +125,8 @@ class Run:
 
     @property
     def _last_s(self) -> float:
-        return min(self.options.last_s, 0.15 * self.options.seconds)
+        rows = self.counts["known"] + self.counts["measured"] + self.counts["not built"]
+        return min(self.options.last_s, 0.15 * self.options.seconds) + ROW_S * rows
 
     def _over(self) -> bool:
         """Whether nothing is under way and nothing is left to ask for."""
@@ -212,33 +217,37 @@ class Run:
             line.note = "no schedules: no sketch fits this program"
 
     def _round(self, line: Line) -> None:
-        spread, head, near = self.options.shares.counts(self.options.per_round, bool(line.times))
-        if not near:
+        size = min(self.options.per_round, self.options.rows - len(line.asked))
+        spread, head, near = self.options.shares.counts(size, bool(line.times))
+        if not (line.times and self.options.shares.near):
             self._lower(line, line.planned(spread, head), len(line.times))
             return
         line.waiting = True
         best = sorted(line.times.items(), key=lambda p: (p[1], p[0]))[:LEADERS]
         kwargs = {
-            "folder": str(line.folder), "count": near, "seed": self.setup.seed + len(line.asked),
+            "folder": str(line.folder), "count": size, "seed": self.setup.seed + len(line.asked),
             "measured": [[n, list(values), us] for (n, values), us in best],
             "known": [[n, list(values)] for n, values in line.asked],
         }  # fmt: skip
         self.builds.submit(self.builds.jobs.propose, kwargs,
-                           functools.partial(self._proposed, line, (spread, head), len(line.times)))
+                           functools.partial(self._proposed, line, (spread, head, near),
+                                             len(line.times)))  # fmt: skip
 
     def _proposed(
-        self, line: Line, planned: tuple[int, int], known: int, outcome: Outcome
+        self, line: Line, counts: tuple[int, int, int], known: int, outcome: Outcome
     ) -> None:
-        """known: results that there were when moves were asked for."""
+        """counts: of the round; known: results that there were when moves were asked for."""
         line.waiting = False
         if isinstance(outcome, Failed):
             line.note = f"no moves: {reason(outcome)[:200]}"
             return
-        made = [line.item((n, tuple(values)), "near") for n, values in outcome.value]
-        moves = [item for item in made if item is not None]
-        spread, head = planned
-        missing = self.options.per_round - spread - head - len(moves)
-        self._lower(line, [*moves, *line.planned(spread + missing, head)], known)
+        spread, head, near = counts
+        moves = iter(outcome.value)
+        items = _moved(line, moves, near)
+        items += line.planned(spread + near - len(items), head)
+        # Where the plan has come to its end, moves are all that is left.
+        items += _moved(line, moves, sum(counts) - len(items))
+        self._lower(line, items, known)
 
     def _lower(self, line: Line, items: Sequence[Item], known: int) -> None:
         """known: results that there were when these were asked for."""
@@ -361,7 +370,7 @@ class Run:
             self.log.end_batch(number)
         for target in sorted({line.target_key for line in self.lines}):
             for workload, text, _, us in self.log.store.attempts(target, self.toolchain):
-                self._tried.setdefault(workload, []).append((text, us))
+                self._tried[workload].append((text, us))
                 self.counts["known"] += 1
 
     def summary(self) -> dict[str, Any]:
@@ -385,6 +394,12 @@ class Run:
             "gpus": 0 if self.gpus is None else self.gpus.count, "seed": self.setup.seed,
             "pack_bytes": self.builds.pack_bytes,
         }  # fmt: skip
+
+
+def _moved(line: Line, moves: Iterator[Sequence[Any]], count: int) -> list[Item]:
+    """Candidates of the next moves that were never asked for."""
+    made = (line.item((n, tuple(values)), "near") for n, values in moves)
+    return list(itertools.islice((item for item in made if item is not None), count))
 
 
 def _attempt(
