@@ -53,6 +53,13 @@ ONE_PASS = act(
     plans=[[[["b", 1], ["h", 1], ["i", 16], ["e", 0]], [["d", 0]], FACTS]],
 )  # fmt: skip
 
+PARTS = act("split_reduce", axis="k", block=8, parts=2)
+IN_PARTS = act(
+    "tile", keep=[16], narrow=True, precision="", joined=True,
+    plans=[[[["m", 16], ["n", 16], ["part.k", 1]], [["k.in", 0]], FACTS],
+           [[["m", 16], ["n", 16]], [], FACTS]],
+)  # fmt: skip
+
 
 def causal() -> Program:
     return attention(1, 2, 40, 16)
@@ -79,6 +86,13 @@ CASES: dict[str, Case] = {
         causal, (act("cascade", axis="j", block=16), ONE_PASS),
         act("skip", axis="j.blk.s", whole=True),
     ),
+    "stagger": Case(
+        lambda: attention(1, 1, 8, 4, j=32, mask=None),
+        (act("cascade", axis="j", block=16), ONE_PASS),
+        act("stagger", axis="j.blk.s"),
+    ),
+    "split_reduce": Case(product, (), PARTS),
+    "arrive": Case(product, (PARTS, IN_PARTS), act("arrive", axis="part.k")),
     "inline_fold": Case(lambda: delta_algebra(1, 2, 5, 3, 4), (), act("inline", keep=[7])),
 }
 

@@ -4,8 +4,8 @@
     after:   fold n.o in [0, full):        body with  s
              fold n.o in [full, end):      body with  where(..., s, -inf), from the states so far
              full = (i.o*BM + 1) // BN     end = (i.o*BM + BM - 1) // BN + 1
-    args:    axis, of the loop in any kernel; whole, whether blocks that no test cuts get a loop of
-             their own, without the tests.
+    args:    axis, of the loops in all kernels; whole, whether blocks that no test cuts get a loop
+             of their own, without the tests.
     Illegal: NO_LOOP (no fold over that axis), STACKED (it has a result at every step), NO_MASK (no
              test of positions is affine in the axis), NOT_NEUTRAL (a block that the mask empties
              changes a state, so that none can be skipped).
@@ -90,26 +90,46 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     found = [f for f in _folds(program) if f.attr[0] == axis]
     if not found:
         return Illegal("NO_LOOP", f"no fold runs over {axis}")
-    fold = found[0]
+    made: dict[Node, Node] = {}
+    refused: Illegal | None = None
+    for fold in found:
+        shorter = _shortened(fold, _loops(program, fold), whole)
+        if isinstance(shorter, Illegal):
+            refused = refused or shorter
+        else:
+            made[fold] = shorter
+    if not made and refused is not None:
+        return refused
+    results = {get(f, n): get(s, n) for f, s in made.items() for n in range(len(f.types))}
+    table = made | results
+    return program.with_body(*(replace_nodes(k, table) for k in program.body))
+
+
+def _shortened(fold: Node, loops: set[str], whole: bool) -> Node | Illegal:
+    axis = fold.attr[0]
     if fold.attr[3]:
         return Illegal("STACKED", f"the loop over {axis} has a result at every step")
-    tests = _tests(fold, _loops(program, fold))
+    tests = _tests(fold, loops)
     if not tests:
         return Illegal("NO_MASK", f"no test of positions bounds the loop over {axis}")
     emptying = [t for t in tests if _is_neutral(fold, t)]
     if not emptying and not whole:
         return Illegal("NOT_NEUTRAL", f"what is left out changes a state of the loop over {axis}")
-    made = _bounded(fold, emptying, tests if whole else [])
-    results = {get(fold, n): get(made, n) for n in range(len(fold.types))}
-    table = {fold: made, **results}
-    return program.with_body(*(replace_nodes(k, table) for k in program.body))
+    return _bounded(fold, emptying, tests if whole else [])
 
 
 # ---- tests ------------------------------------------------------------------------------------
 
 
 def _folds(program: Program) -> list[Node]:
-    return [n for n in walk(*program.body) if n.op == "fold" and n.attr[2] == 1]
+    """The loops of one interval, but for those that go on where another one over the axis ends."""
+    folds = [n for n in walk(*program.body) if n.op == "fold" and n.attr[2] == 1]
+    parts = {
+        x for n in folds for init in _inits(n) for x in init.src
+        if init.op == "get" and x.op == "fold" and x.attr[0] == n.attr[0]
+        for x in (x, n)
+    }  # fmt: skip
+    return [n for n in folds if n not in parts]
 
 
 def _loops(program: Program, fold: Node) -> set[str]:
