@@ -93,6 +93,7 @@ _FEATURES: tuple[Feature, ...] = (
         ("hot_parts", "parts", "in which results are stored"),
         ("hot_swap", "flag", "whether contractions are computed transposed"),
         ("hot_promote", "flag", "whether 8-bit sums are promoted at each step"),
+        ("hot_early", "share", "of contractions that run beside the rest of their step"),
     ),
 )
 

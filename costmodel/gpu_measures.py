@@ -99,7 +99,7 @@ _HOT = (
     "hot_depth", "hot_streams", "hot_rows", "hot_columns", "hot_inner", "hot_async",
     "hot_tensor_share", "hot_intensity", "hot_chain_cycles", "hot_wave_bytes", "hot_persistent",
     "hot_descriptors", "hot_box_stores", "hot_group", "hot_snake", "hot_flatten",
-    "hot_specialise", "hot_register_cap", "hot_parts", "hot_swap", "hot_promote",
+    "hot_specialise", "hot_register_cap", "hot_parts", "hot_swap", "hot_promote", "hot_early",
 )  # fmt: skip
 
 
@@ -202,4 +202,5 @@ def _kernel_facts(view: View) -> Facts:
         "hot_parts": view.facts["epilogue"],
         "hot_swap": view.facts["swap"],
         "hot_promote": view.facts["promote"],
+        "hot_early": dots["early"] / np.maximum(dots["flops"], 1.0),
     }

@@ -63,7 +63,8 @@ class Dot:
     """A contraction: rows x columns x depth, `batch` times; needs as of BoxOps.
 
     dtype is that of the operands, precision "" where float32 stays float32; loaded says of each
-    operand whether it comes from memory as it is, or is computed first.
+    operand whether it comes from memory as it is, or is computed first; early: nothing of its step
+    reads it, so that it runs beside the rest of the step.
     """
 
     needs: tuple[int, ...]
@@ -74,6 +75,7 @@ class Dot:
     dtype: str
     precision: str
     loaded: tuple[bool, bool]
+    early: bool
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ class _Walker:
         self.depth: dict[tuple[Node, int], tuple[float, int]] = {}
         self.fetched: set[int] = set()  # loops with staged loads
         self.fed: set[Node] = set()  # loads that contractions read
+        self.early: set[Node] = set()  # contractions that are states of the next step
         self.in_place: set[Node] = set()
 
     def add_loop(
@@ -211,6 +214,7 @@ class _Walker:
     def kernel(self, node: Node) -> GpuKernel:
         self.root = self.add_loop("", "kernel", -1, (as_node(0), as_node(1)))
         self.fed = {n for d in walk(*node.src) if d.op == "dot" for s in d.src for n in fed_by(s)}
+        self.early = {s for n in walk(*node.src) if n.op == "fold" for s in n.src if s.op == "dot"}
         self.statements(node.src, _Scope(self.root))
         facts = {**DEFAULTS, **kernel_facts(node)}
         grid = tuple(n for n in range(self.root, len(self.loops)) if self.loops[n].kind == "grid")
@@ -351,6 +355,7 @@ class _Walker:
                 node.src[0].dtype,
                 precision[0] if precision else "",
                 (_as_loaded(node.src[0]), _as_loaded(node.src[1])),
+                node in self.early,
             )
         )
         for role, s in zip(("rows", "columns"), node.src):

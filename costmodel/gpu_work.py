@@ -46,7 +46,7 @@ def _step_instructions(view: View) -> Column:
 
 def _dots(view: View, times: Times) -> Facts:
     """Cycles of the tensor cores and of the CUDA cores for contractions."""
-    facts: Facts = dict.fromkeys(("tensor", "ideal", "cuda", "flops"), 0.0)
+    facts: Facts = dict.fromkeys(("tensor", "ideal", "cuda", "flops", "early"), 0.0)
     for dot, made in _made_dots(view):
         for name in facts:
             facts[name] = facts[name] + made[name] * times(dot.needs)
@@ -74,7 +74,8 @@ def _dot(view: View, dot: Dot) -> Facts:
     batch = value(dot.batch)
     kind = dot.precision or dot.dtype
     flops = 2.0 * rows * columns * depth * batch
-    facts = {"flops": flops, "rows": rows, "columns": columns, "depth": depth}
+    early = flops if dot.early else 0.0
+    facts = {"flops": flops, "early": early, "rows": rows, "columns": columns, "depth": depth}
     if kind not in TENSOR_TYPES:
         cycles = flops / 2.0 / (r.fp32_per_cycle * r.cuda_dot_share)
         return {**facts, "tensor": 0.0, "ideal": 0.0, "cuda": cycles, "async": 0.0}

@@ -293,7 +293,7 @@ WANTED = {"k0.m": 128, "k0.n": 128, "k0.d": 128, "k0.sum.k": 64, "k0.warps": 8, 
 
 def compiled(program: Program, sketch: Sketch, folder: Path, **wanted: int) -> tuple[str, int, int]:
     """(machine code, bytes that are spilled, bytes of shared memory) of the first kernel."""
-    table = {k: c for k, c in sketch.table(limit=20_000).items() if k}
+    table = {k: c for k, c in sketch.table(limit=500_000).items() if k}
     keep = np.ones(len(next(iter(table.values()))), bool)
     for knob, value in wanted.items():
         if knob in table and (keep & (table[knob] == value)).any():

@@ -74,7 +74,8 @@ def test_random_schedules(name: str, interpreter: Interpreter) -> None:
         assert not isinstance(made, Illegal), made
         module = emit(made, Header(name, schedule=schedule.to_json()))
         if isinstance(module, Illegal):  # what Triton can't say is named
-            assert "elements" in module.why, (module, schedule.text)
+            known = ("elements", "warps that load")
+            assert any(words in module.why for words in known), (module, schedule.text)
             continue
         assert isinstance(module, TritonModule)
         if max(x.programs for x in module.launches) > LIMIT:
