@@ -125,7 +125,11 @@ def _with_kept(
     for k, combo in enumerate(_together(ways)):
         for precision in _precisions(program, target):
             title = f"{name}{k}{precision}"
-            sketch = _sketch(title, program, head, keep, combo, precision, target)
+            sketch, whole = _sketch(title, program, head, keep, combo, precision, target), True
+            if sketch is None and _hands_on(combo):
+                # Such a loop can't be two: it tests the blocks that no test cuts as well.
+                title, whole = f"{title}.tested", False
+                sketch = _sketch(title, program, head, keep, combo, precision, target, (), whole)
             if sketch is None:
                 continue
             yield sketch
@@ -137,7 +141,7 @@ def _with_kept(
                 for further in ((), (stagger,)):
                     if cut is not combo or (further and not _hands_on(combo)):
                         again = _sketch(
-                            named, program, head, keep, cut, precision, target, further
+                            named, program, head, keep, cut, precision, target, further, whole
                         )
                         if again is not None:
                             yield again
@@ -327,8 +331,10 @@ def _sketch(
     precision: str,
     target: Target,
     further: Sequence[ModuleType] = (),
+    whole: bool = True,
 ) -> Sketch | None:
-    """further: rules for the loops, each of which must find something to do."""
+    """further: rules for the loops, each of which must find something to do; whole: blocks that no
+    test cuts have loops of their own."""
     plans = tuple(w.plan for w in combo)
     action = act("tile", keep=tuple(keep), plans=plans, narrow=True, precision=precision)
     opened = run_actions(program, [action])
@@ -340,7 +346,11 @@ def _sketch(
         if rule in further and not proposed:
             return None
         for step in proposed:
+            if rule is skip and not whole:
+                step = act("skip", axis=step["axis"], whole=False)
             made = run_actions(opened, [step])
+            if isinstance(made, Illegal) and not whole:
+                continue  # nothing but whole blocks is to be had: the loop stays
             assert not isinstance(made, Illegal), made
             actions, opened = [*actions, step], made
     knobs = tuple(k for w in combo for k in w.knobs)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from autosched.codegen.triton import Header, emit
+from autosched.codegen.triton_build import build
 from autosched.codegen.triton_spec import TritonModule
 from autosched.ir.define import algebra
 from autosched.ir.interp import evaluate
@@ -29,8 +31,10 @@ MASKS: dict[str, Mask | None] = {
 }
 
 
-def attention(tokens: int, mask: str, dtype: str = "float32", groups: int = 1) -> Program:
-    heads, d = 2, 16
+def attention(
+    tokens: int, mask: str, dtype: str = "float32", groups: int = 1, d: int = 16
+) -> Program:
+    heads = 2
     q = input_("q", {"b": 1, "h": heads, "i": tokens, "d": d}, dtype)
     k = input_("k", {"b": 1, "g": heads // groups, "j": tokens, "d": d}, dtype)
     v = input_("v", {"b": 1, "g": heads // groups, "j": tokens, "e": d}, dtype)
@@ -156,3 +160,30 @@ def test_an_action_is_plain_data() -> None:
     read = tuple(Action.from_json(a.to_json()) for a in sketch.actions)
     assert read == sketch.actions
     assert run_actions(program, read) == run_actions(program, sketch.actions)
+
+
+def test_a_loop_of_warps_that_load_tests_all_its_blocks(
+    interpreter: Interpreter, tmp_path: Path
+) -> None:
+    """Warps of their own load for one loop alone: a mask bounds it and cuts it in no parts."""
+    program = attention(300, "causal", d=64)
+    arrays = {k: a.astype(np.float32) for k, a in inputs(program, 2).items()}
+    want = evaluate(program, arrays)["o"]
+    narrow = attention(300, "causal", "bfloat16", d=64)
+    found = [s for s in gpu_sketches(narrow, parse_target("sm_90")) if ".tested" in s.name]
+    assert found
+    for sketch in found:
+        table = sketch.table()
+        schedule = sketch.schedule({k.name: int(table[k.name][0]) for k in sketch.knobs})
+        made, exact = replay(narrow, schedule), replay(program, schedule)
+        assert isinstance(made, Program) and isinstance(exact, Program)
+        (fold,) = (n for n in walk(*made.body) if n.op == "fold")
+        assert fold.src[1].op != "const", "the mask bounds the loop"
+        module = emit(exact, Header(sketch.name))
+        assert isinstance(module, TritonModule), module
+        got = interpreter(module, arrays)["o"]
+        assert np.linalg.norm(got - want) / np.linalg.norm(want) < 1e-5, sketch.name
+    module = emit(made, Header("narrow"))
+    assert isinstance(module, TritonModule) and "warp_specialize=True" in module.source
+    built = build(module, parse_target("sm_90"), tmp_path).kernels[0]
+    assert built.threads > 128 and not built.spill_bytes and not built.serialised
