@@ -121,9 +121,9 @@ def _with_kept(
     keep = tuple(sorted({number[n] for n in wanted}))
     kept = [n for n in walk(*program.body) if n in set(wanted)]
     groups = tile.stages(program, kept)
-    ways = [_ways(group, set(kept), n, target) for n, group in enumerate(groups)]
+    ways = [kernel_ways(group, set(kept), n, target) for n, group in enumerate(groups)]
     for k, combo in enumerate(_together(ways)):
-        for precision in _precisions(program, target):
+        for precision in precisions(program, target):
             title = f"{name}{k}{precision}"
             sketch, whole = _sketch(title, program, head, keep, combo, precision, target), True
             if sketch is None and _hands_on(combo):
@@ -221,7 +221,8 @@ def _together(ways: Sequence[list[Way]]) -> Iterator[tuple[Way, ...]]:
         yield tuple(w[min(k, len(w) - 1)] for w in ways)
 
 
-def _precisions(program: Program, target: Target) -> tuple[str, ...]:
+def precisions(program: Program, target: Target) -> tuple[str, ...]:
+    """How contractions of float32 may be multiplied; empty: as the types say."""
     wide = any(n.op == "input" and n.dtype == "float32" for n in walk(*program.body))
     return ("tf32",) if wide and "tf32" in target.features else ("",)
 
@@ -237,9 +238,10 @@ class Way:
     knobs: tuple[Knob, ...]
 
 
-def _ways(
+def kernel_ways(
     group: Sequence[tuple[Output, Node]], kept: set[Node], number: int, target: Target
 ) -> list[Way]:
+    """The ways to cut the kernel of these values, number `number`; knobs bear the number."""
     values = [v for _, v in group]
     extents = {a: int(str(e)) for o, _ in group for a, e in zip(o.dims, o.extents)}
     axes = in_outputs(kernel_axes(values, kept), values, kept, extents)

@@ -20,7 +20,7 @@ from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.rules.tile import Group
 from autosched.ir.scalar import ITEMSIZE
 from autosched.ir.schedule import Knob, Sketch, run_actions
-from autosched.ir.sketch_gpu import Way, _precisions, _ways, run_or_same
+from autosched.ir.sketch_gpu import Way, kernel_ways, precisions, run_or_same
 from autosched.ir.target import Target
 
 PARTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
@@ -120,10 +120,10 @@ def _of_cut(
     if len(groups) != 2:
         return
     part = split_reduce.part_axis(cut.axis)
-    ways = [_last(w, part) for w in _ways(_closed(groups[0]), set(kept), 0, target) if _plain(w)]
-    merges = [_small(w) for w in _ways(groups[1], set(kept), 1, target)[:1]]
+    ways = [_last(w, part) for w in kernel_ways(_closed(groups[0]), set(kept), 0, target) if _plain(w)]
+    merges = [_small(w) for w in kernel_ways(groups[1], set(kept), 1, target)[:1]]
     parts = Knob("parts", cut.parts, "programs")
-    for precision in _precisions(program, target):
+    for precision in precisions(program, target):
         for n, way in enumerate(ways):
             for how, rest in (("arrive", _same(way, part)), ("apart", *merges)):
                 name = f"split.{cut.axis}{cut.block}.{how}.{n}{precision}"

@@ -1,4 +1,4 @@
-"""A torch.export program in, a `ModelGraph` out: the only file of the compiler that imports torch.
+"""A torch.export program in, a `ModelGraph` out: the only file of `ir` that imports torch.
 
 A module is exported with fixed shapes, its graph is made functional, and operators without a row
 in the ATen table are replaced by what torch defines them by, as long as there is such a definition.

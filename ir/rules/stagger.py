@@ -11,7 +11,8 @@
     args:    axis, of the loop or of the loops that follow each other, in any kernel.
     Illegal: NO_LOOP (no fold over that axis), STACKED (it has a result at every step), READ_BETWEEN
              (states are read between two loops of a chain), NO_PRODUCT (no product of loaded boxes
-             feeds a product that is added to a state), SPREAD (a state is read by another one).
+             feeds a product that is added to a state), SPREAD (loops of a chain add
+             products to different states).
 
 On tensor cores that work on their own, the product of the next step overlaps with the
 exponentials of this one. It costs the registers of one more box of scores. Two identities make
