@@ -120,7 +120,8 @@ def _of_cut(
     if len(groups) != 2:
         return
     part = split_reduce.part_axis(cut.axis)
-    ways = [_last(w, part) for w in kernel_ways(_closed(groups[0]), set(kept), 0, target) if _plain(w)]
+    found = kernel_ways(_closed(groups[0]), set(kept), 0, target)
+    ways = [_last(w, part) for w in found if _plain(w)]
     merges = [_small(w) for w in kernel_ways(groups[1], set(kept), 1, target)[:1]]
     parts = Knob("parts", cut.parts, "programs")
     for precision in precisions(program, target):
