@@ -46,9 +46,11 @@ class CubinLauncher:
     def bind(self, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
         """A call that runs all launches on these tensors, on the stream current at the call.
 
-        Scratch is taken once, so that the calls can be captured in a CUDA graph.
+        Scratch is taken once, so that the calls can be captured in a CUDA graph; what is among
+        the tensors is taken as it is.
         """
-        scratch = {b.name: empty(b, self.device) for b in self.plan.of_role("scratch")}
+        scratch = {b.name: empty(b, self.device) for b in self.plan.of_role("scratch")
+                   if b.name not in tensors}  # fmt: skip
         counters = {
             b.name: torch.zeros(b.extents, dtype=torch.int32, device=self.device)
             for b in self.plan.of_role(COUNTER)

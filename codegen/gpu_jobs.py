@@ -2,8 +2,9 @@
 
 One such process holds the device's context. Correct first: outputs lie poisoned between guards,
 every element must be written, nothing beside them, and the values must agree with the float64
-reference on the device. An illegal access ends the process's usefulness: the error says "CUDA
-error", by which the pool knows to replace it.
+reference on the device. Before the next candidate inputs and references must be what they were: a
+kernel that strays costs itself, and no other is measured on what it left behind. An illegal access
+ends the process's usefulness: the error says "CUDA error", by which the pool knows to replace it.
 
 device "cpu" runs kernels in Triton's interpreter (TRITON_INTERPRET=1), which shows that they are
 right and says nothing of their speed.
@@ -12,7 +13,7 @@ right and says nothing of their speed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,23 +24,24 @@ import torch
 from autosched.codegen import gpu_timing
 from autosched.codegen.check import REL_L2_BOUND
 from autosched.codegen.cubin import CubinLauncher
+from autosched.codegen.gpu_arena import GUARD_BYTES, guarded
 from autosched.codegen.gpu_check import POISONS, compare, poison, still_poisoned
-from autosched.codegen.gpu_task import GpuTask, load_task
+from autosched.codegen.gpu_task import GpuTask, load_task, mend
 from autosched.codegen.jobs import JobFailure
 from autosched.codegen.measure import Timing, time_callable
-from autosched.codegen.runtime.launch import Buffer, Launcher, Plan, torch_type
+from autosched.codegen.runtime.launch import Launcher, Plan, torch_type
 from autosched.codegen.runtime.sizes import SizeError
 from autosched.codegen.triton_entry import SOURCE, Build, read_build
 from autosched.ir.record import Status
 
 Run = Callable[[], object]
-GUARD_BYTES = 4096  # before and after each output: strays are a few vectors or a row away
+_NO_ROOM = ("out of memory", "can't allocate memory")  # what torch and the driver say
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A module with its tensors: `run()` computes `outputs` anew, `guards` are their bytes and
-    those around them."""
+    """A module with its tensors: `run()` computes `outputs` anew; guards: the bytes of these and
+    of what the module keeps between its launches, with those around them, by name."""
 
     run: Run
     outputs: Mapping[str, torch.Tensor]
@@ -87,14 +89,15 @@ def measure(
     launcher: "cubin" for the machine code as it was built, "jit" for the launcher of packages.
     bound: a dtype as coarse as the schedule's arithmetic, where it is coarser than the outputs.
     Returns {"timing": Timing as JSON, "rel_l2": the worst of the outputs, "load_s", "check_s"}.
-    Raises: JobFailure with WRONG_RESULT, NAN_RESULT or UNSUPPORTED and the reason.
+    Raises: JobFailure with WRONG_RESULT, NAN_RESULT, OUT_OF_MEMORY or UNSUPPORTED and the reason.
     """
     task, begun = load_task(folder, seed, device), time.perf_counter()
-    with opened(task, entry, launcher) as made:
+    with contained(task), opened(task, entry, launcher) as made:
         loaded = time.perf_counter()
         worst = verify(made, task, bound)
         checked = time.perf_counter()
         timing = _timed(made.run, device, target_time_s, stop_above_us, cold)
+        nothing_beside(made)
     return {
         "timing": timing.to_json(), "rel_l2": worst, "load_s": round(loaded - begun, 4),
         "check_s": round(checked - loaded, 4),
@@ -113,6 +116,36 @@ def _timed(
 
 
 @contextmanager
+def contained(task: GpuTask, others: Iterable[GpuTask] = ()) -> Iterator[None]:
+    """Around one candidate of a task: what it does reaches no candidate after it.
+
+    others: tasks that this process keeps too, looked at where the candidate fails. What was
+    written to is made anew. Raises: JobFailure with WRONG_RESULT where anything was, and with
+    OUT_OF_MEMORY where the device has no room for the candidate.
+    """
+    try:
+        yield
+    except JobFailure as failure:
+        if strayed := mend([task, *others]):
+            raise _stray(strayed, failure.reason) from failure
+        raise
+    except RuntimeError as error:
+        if not any(mark in str(error) for mark in _NO_ROOM):
+            raise
+        if task.device.type != "cpu":
+            torch.cuda.empty_cache()
+        told = str(error).split("\n")[0]
+        raise JobFailure(Status.OUT_OF_MEMORY, f"no room on the device: {told}") from error
+    if strayed := mend([task]):
+        raise _stray(strayed, "its answer was right before")
+
+
+def _stray(names: Sequence[str], otherwise: str) -> JobFailure:
+    return JobFailure(Status.WRONG_RESULT, f"wrote outside its outputs: to {', '.join(names)}, or "
+                      f"beside it; {otherwise}")  # fmt: skip
+
+
+@contextmanager
 def opened(
     task: GpuTask, entry: str, launcher: str = "cubin", module: Mapping[str, Any] | None = None
 ) -> Iterator[Bound]:
@@ -127,14 +160,17 @@ def opened(
         plan = Plan.from_json(build.module.to_json() if module is None else module, shapes)
     except SizeError as error:
         raise JobFailure(Status.UNSUPPORTED, f"a build of another class: {error}") from error
-    outputs, guards = _outputs(plan, task)
+    outputs, guards = _guarded(plan, task, "output")
+    if absent := sorted(set(task.outputs) - set(outputs)):
+        raise JobFailure(Status.UNSUPPORTED, f"the module has no output {', '.join(absent)}")
     tensors = {**_operands(plan, task), **outputs}
     if launcher == "jit":
         call = Launcher(build.folder / SOURCE, plan)
         yield Bound(lambda: call(tensors), outputs, guards)
         return
+    scratch, more = _guarded(plan, task, "scratch")
     with _loaded(build, plan, task.device) as code:
-        yield Bound(code.bind(tensors), outputs, guards)
+        yield Bound(code.bind({**tensors, **scratch}), outputs, {**guards, **more})
 
 
 def _loaded(build: Build, plan: Plan, device: torch.device) -> CubinLauncher:
@@ -156,24 +192,14 @@ def _operands(plan: Plan, task: GpuTask) -> dict[str, torch.Tensor]:
     return {b.name: task.inputs[b.name] for b in wanted}
 
 
-def _outputs(
-    plan: Plan, task: GpuTask
+def _guarded(
+    plan: Plan, task: GpuTask, role: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    outputs, guards = {}, {}
-    for b in plan.of_role("output"):
-        outputs[b.name], guards[b.name] = _guarded(b, task.device)
-    if absent := sorted(set(task.outputs) - set(outputs)):
-        raise JobFailure(Status.UNSUPPORTED, f"the module has no output {', '.join(absent)}")
-    return outputs, guards
-
-
-def _guarded(buffer: Buffer, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    dtype = torch_type(buffer.dtype)
-    size = dtype.itemsize
-    for extent in buffer.extents:
-        size *= extent
-    raw = torch.empty(size + 2 * GUARD_BYTES, dtype=torch.uint8, device=device)
-    return raw[GUARD_BYTES : GUARD_BYTES + size].view(dtype).view(buffer.extents), raw
+    """Tensors for the buffers of a role, and their bytes with those around them."""
+    tensors, guards = {}, {}
+    for b in plan.of_role(role):
+        tensors[b.name], guards[b.name] = guarded(b.extents, torch_type(b.dtype), task.device)
+    return tensors, guards
 
 
 def verify(made: Bound, task: GpuTask, bound: str | None = None) -> float:
@@ -189,15 +215,22 @@ def verify(made: Bound, task: GpuTask, bound: str | None = None) -> float:
         for name, out in made.outputs.items():
             never[name] = never[name] & still_poisoned(out, byte)
     _synchronize(task.device.type)
-    for name, guard in made.guards.items():
+    for name in made.outputs:
         if count := int(never[name].sum()):
             raise JobFailure(Status.WRONG_RESULT,
                              f"{count} elements of {name} were never written")
-        beside = torch.cat([guard[:GUARD_BYTES], guard[-GUARD_BYTES:]])
-        if touched := int((beside != POISONS[-1]).sum()):
-            raise JobFailure(Status.WRONG_RESULT,
-                             f"{touched} bytes beside {name} were written")
+    nothing_beside(made)
     return _worst(made, task, bound)
+
+
+def nothing_beside(made: Bound) -> None:
+    """Raises: JobFailure where guards are not as the last poison left them."""
+    names = list(made.guards)
+    ends = [torch.cat([g[:GUARD_BYTES], g[-GUARD_BYTES:]]) for g in made.guards.values()]
+    counts = torch.stack([(end != POISONS[-1]).sum() for end in ends]).tolist() if ends else []
+    for name, touched in zip(names, counts, strict=True):
+        if touched:
+            raise JobFailure(Status.WRONG_RESULT, f"{touched} bytes beside {name} were written")
 
 
 def _worst(made: Bound, task: GpuTask, bound: str | None) -> float:
@@ -228,7 +261,7 @@ def timed_together(
     target_time_s: float,
 ) -> list[Timing]:  # fmt: skip
     """Timings of builds, then of other calls, each against all."""
-    with ExitStack() as stack:
+    with contained(task), ExitStack() as stack:
         ours = [stack.enter_context(opened(task, e, launcher)).run for e in entries]
         return _together([*ours, *others], task.device.type, rounds, target_time_s)
 

@@ -2,14 +2,14 @@
 
 Inputs are drawn on the device, the definition is evaluated there, and both stay there while
 candidates of the task are measured: real sizes never travel. Equal seeds give equal inputs on
-equal devices.
+equal devices. They lie in an arena that tells whether a candidate has written to them.
 """
 
 from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 
 from autosched.codegen.check import bound_dtype
 from autosched.codegen.draw import Ranges, draw_inputs, ranges_of
+from autosched.codegen.gpu_arena import Arena, broken
 from autosched.codegen.reference import read_given, read_program
 from autosched.codegen.torch_arrays import TorchArrays, supports
 from autosched.codegen.torch_types import STORAGE
@@ -26,17 +27,25 @@ from autosched.ir.node import Node, Program
 from autosched.ir.scalar import FLOATS
 
 _SHRINKS = (1, 16, 1 << 30)  # of the range of indices, until no read is out of range
+_INPUT, _OUTPUT = "input ", "reference of "  # what a tensor of the arena is, before its name
+
+Values = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class GpuTask:
-    """Inputs and reference by name, dense; bounds: the type whose error bound holds."""
+    """Inputs and reference by name, dense; bounds: the type whose error bound holds.
+
+    arena: where both lie; remake: inputs and reference once more, elsewhere.
+    """
 
     program: Program
-    inputs: Mapping[str, torch.Tensor]
-    outputs: Mapping[str, torch.Tensor]
+    inputs: Values
+    outputs: Values
     bounds: Mapping[str, str]
     device: torch.device
+    arena: Arena
+    remake: Callable[[], tuple[Values, Values]]
 
 
 @functools.lru_cache(maxsize=1)
@@ -56,13 +65,47 @@ def make_task(
 
     Raises: InterpError where the program reads out of range on every kind of inputs.
     """
-    own = {name: torch.from_numpy(array).to(device) for name, array in (given or {}).items()}
     roots = zip(program.outputs, program.body, strict=True)
     bounds = {out.name: dtype for out, body in roots if (dtype := bound_dtype(body)) is not None}
+    remake = functools.partial(_values, program, seed, device, given or {}, scale)
+    inputs, outputs = remake()
+    arena = Arena(_labelled(inputs, outputs), device)
+    kept = arena.tensors
+    return GpuTask(
+        program, {name: kept[_INPUT + name] for name in inputs},
+        {name: kept[_OUTPUT + name] for name in outputs}, bounds, device, arena, remake,
+    )  # fmt: skip
+
+
+def mend(tasks: Sequence[GpuTask]) -> tuple[str, ...]:
+    """The names of tensors of tasks that were written to since they were made; they are made anew.
+
+    Costs one pass over the tasks' memory, and a wait for the device.
+    """
+    spoilt = broken([task.arena for task in tasks])
+    told: list[str] = []
+    for task in tasks:
+        if task.arena in spoilt:
+            told += task.arena.changed()
+            task.arena.fill(_labelled(*task.remake()))
+    return tuple(told)
+
+
+def _labelled(inputs: Values, outputs: Values) -> dict[str, torch.Tensor]:
+    return {**{_INPUT + n: x for n, x in inputs.items()},
+            **{_OUTPUT + n: x for n, x in outputs.items()}}  # fmt: skip
+
+
+def _values(
+    program: Program, seed: int, device: torch.device, given: Mapping[str, np.ndarray],
+    scale: float,
+) -> tuple[Values, Values]:  # fmt: skip
+    """Inputs and reference: drawn in the widest range in which the program reads nothing else."""
+    own = {name: torch.from_numpy(array).to(device) for name, array in given.items()}
     for shrink in _SHRINKS:
         inputs = draw_on(program, seed, device, shrink, own, scale)
         try:
-            return GpuTask(program, inputs, _reference(program, inputs, device), bounds, device)
+            return inputs, _reference(program, inputs, device)
         except InterpError:
             if shrink == _SHRINKS[-1]:
                 raise

@@ -83,7 +83,7 @@ def measure_batch(
         for item in items:
             file.write(json.dumps({"begun": item["id"]}) + "\n")
             file.write(json.dumps(_measured(item, "slow" in folder)) + "\n")
-    return {"prepare_s": 0.0, "watch": {"us": 30.0, "gpu": _gpu()}}
+    return {"prepare_s": 0.0, "watch": {"us": 30.0, "gpu": _gpu()}, "mended": []}
 
 
 def _gpu() -> int:

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from autosched.codegen import gpu_timing
-from autosched.codegen.gpu_jobs import opened, verify
-from autosched.codegen.gpu_task import GpuTask, make_task
+from autosched.codegen.gpu_jobs import contained, nothing_beside, opened, verify
+from autosched.codegen.gpu_task import GpuTask, make_task, mend
 from autosched.codegen.jobs import JobFailure
 from autosched.codegen.measure import Timing, time_callable
 from autosched.codegen.reference import read_given, read_program
@@ -52,10 +52,13 @@ def measure_batch(
     items: {"id", "entry": folder of the build, "module": see gpu_jobs.opened, "bound"}.
     journal: file that gets {"begun": id}, then the result of each: {"id", "timing", "rel_l2",
     "facts", "seconds"} or {"id", "status", "reason"}. best_us: the fastest so far.
-    Returns {"prepare_s", "watch": of the device}. Raises: what ends the use of this process.
+    Returns {"prepare_s", "watch": of the device, "mended": tensors of this task that a candidate
+    of another had written to}. Raises: what ends the use of this process.
     """
     begun = time.perf_counter()
     task = _task(folder, seed, device)
+    # Candidates that failed have been looked into; one whose answer was right may have strayed.
+    mended = mend([task])
     if device != "cpu":
         torch.cuda.synchronize()
     prepared = time.perf_counter()
@@ -69,7 +72,7 @@ def measure_batch(
                 us = found["timing"]["median_us"]
                 best_us = us if best_us is None else min(best_us, us)
             _tell(file, found)
-    return {"prepare_s": round(prepared - begun, 4), "watch": watch}
+    return {"prepare_s": round(prepared - begun, 4), "watch": watch, "mended": mended}
 
 
 def _tell(file: TextIO, value: Mapping[str, Any]) -> None:
@@ -81,11 +84,13 @@ def _measured(
 ) -> dict[str, Any]:
     begun = time.perf_counter()
     try:
-        with opened(task, item["entry"], launcher, item["module"]) as made:
+        with (contained(task, _others(task)),
+              opened(task, item["entry"], launcher, item["module"]) as made):  # fmt: skip
             loaded = time.perf_counter()
             worst = verify(made, task, item["bound"])
             checked = time.perf_counter()
             timing = _timed(made.run, task.device.type, best_us)
+            nothing_beside(made)
     except JobFailure as failure:
         return {"id": item["id"], "status": failure.status.value, "reason": failure.reason}
     ended = time.perf_counter()
@@ -111,6 +116,11 @@ def _task(folder: str, seed: int, device: str) -> GpuTask:
         gc.freeze()  # what a task is made of stays: no collection shall walk over it again
     _tasks.move_to_end(key)
     return _tasks[key]
+
+
+def _others(task: GpuTask) -> list[GpuTask]:
+    """The tasks that are kept beside this one."""
+    return [other for other in _tasks.values() if other is not task]
 
 
 def _make_room(device: str) -> None:

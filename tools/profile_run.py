@@ -293,6 +293,7 @@ class Run:
             line.prepared.add(batch.gpu)
             self.seconds["reference"] += outcome.value["prepare_s"]
             watch = outcome.value["watch"]
+            self.counts["tensors mended"] += len(outcome.value["mended"])
             self.watch += [watch["us"]] if "us" in watch else []
         attempts = [self._attempt(line, left.pop(r["id"]), r, batch.gpu, watch) for r in told]
         if isinstance(outcome, Failed) and outcome.status is not Status.CANCELLED:
