@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,21 @@ import triton_modules as modules
 from programs import algebra, softmax
 
 from autosched.codegen.check import compare as compare_arrays
+from autosched.codegen.gpu_arena import GUARD_BYTES, Arena, broken
 from autosched.codegen.gpu_check import compare
-from autosched.codegen.gpu_task import make_task
+from autosched.codegen.gpu_jobs import contained
+from autosched.codegen.gpu_task import make_task, mend
+from autosched.codegen.jobs import JobFailure
 from autosched.codegen.reference import write_program
 from autosched.codegen.runtime.launch import Plan, Step
 from autosched.codegen.triton_build import build
+from autosched.codegen.triton_spec import Tensor
 from autosched.codegen.workers import Failed, Job, Ok, WorkerPool
 from autosched.ir.node import Program
 from autosched.ir.ops import cast, input_, sum_, take
 from autosched.ir.record import Status
 from autosched.ir.target import parse_target
+from autosched.tools.profile_log import read_journal
 
 SM90 = parse_target("sm_90")
 MEASURE = "autosched.codegen.gpu_jobs:measure"
@@ -95,6 +102,110 @@ def test_a_write_beside_the_output_is_told(measured):
     over = dataclasses.replace(module, launches=(dataclasses.replace(launch, programs=17),))
     outcome = measured(program, over)
     assert isinstance(outcome, Failed) and "4 bytes beside y were written" in outcome.reason
+
+
+@pytest.mark.parametrize("extents", [(4, 4), (1, 3)])
+def test_a_write_to_an_input_is_told_and_undone(measured, extents):
+    """The last element of x becomes NaN, which y has been made of before."""
+    program = copied(*extents)
+    for _ in range(2):
+        outcome = measured(program, modules.fault("strays", extents))
+        assert isinstance(outcome, Failed) and outcome.status is Status.WRONG_RESULT
+        assert "wrote outside its outputs: to input x, or beside it" in outcome.reason
+    lazy = modules.fault("lazy", extents)
+    (launch,) = lazy.launches
+    whole = dataclasses.replace(launch, programs=launch.programs + 1)
+    assert isinstance(measured(program, dataclasses.replace(lazy, launches=(whole,))), Ok)
+
+
+def test_an_arena_knows_what_was_written_to(arena):
+    assert broken([arena]) == [] and arena.changed() == ()
+    for name, x in arena.tensors.items():
+        assert x.is_contiguous() and x.data_ptr() % 64 == 0
+        if not x.numel():
+            continue
+        x.view(-1).view(torch.uint8)[-1] ^= 1
+        assert broken([arena]) == [arena] and arena.changed() == (name,)
+        arena.fill(VALUES)
+    assert broken([arena]) == []
+
+
+@pytest.mark.parametrize("offset", [-1, -GUARD_BYTES, 0, GUARD_BYTES - 1])
+def test_an_arena_knows_what_was_written_beside(arena, offset):
+    """Bytes before the first tensor and behind the last."""
+    first, last = arena.tensors["x"], arena.tensors["flags"]
+    edge = first.data_ptr() if offset < 0 else last.data_ptr() + last.numel()
+    ctypes.memset(edge + offset, 0, 1)
+    assert arena.changed() == (("x",) if offset < 0 else ("flags",))
+
+
+VALUES = {
+    "x": torch.arange(6.0).view(2, 3), "none": torch.ones(0, 4), "one": torch.ones(()),
+    "turned": torch.arange(6.0).view(2, 3).t(), "half": torch.ones(5, dtype=torch.bfloat16),
+    "eight": torch.ones(5).to(torch.float8_e4m3fn), "flags": torch.ones(7, dtype=torch.bool),
+}  # fmt: skip
+
+
+@pytest.fixture
+def arena():
+    made = Arena(VALUES, torch.device("cpu"))
+    for name, x in VALUES.items():
+        assert torch.equal(made.tensors[name].double(), x.double())
+    yield made
+
+
+def test_other_tasks_are_looked_at_where_one_fails():
+    mine, other = (make_task(copied(4, n), 0, torch.device("cpu")) for n in (4, 5))
+    want = {n: x.clone() for n, x in {**other.inputs, **other.outputs}.items()}
+    with (pytest.raises(JobFailure, match=r"to input x, reference of y, .*; 3 of 16") as found,
+          contained(mine, [other])):  # fmt: skip
+        other.inputs["x"].fill_(math.nan)
+        other.outputs["y"][0, 0] += 1
+        raise JobFailure(Status.NAN_RESULT, "3 of 16 elements are NaN")
+    assert found.value.status is Status.WRONG_RESULT
+    assert all(torch.equal(x, want[n]) for n, x in {**other.inputs, **other.outputs}.items())
+    other.inputs["x"].fill_(math.nan)
+    assert mend([mine, other]) == ("input x",) and mend([mine, other]) == ()
+    with pytest.raises(JobFailure, match=r"^3 of 16"), contained(mine, [other]):
+        raise JobFailure(Status.NAN_RESULT, "3 of 16 elements are NaN")
+
+
+def test_too_much_scratch_is_one_failure(measured):
+    made = modules.shares(6, 20)
+    wide = [dataclasses.replace(t, extents=(1 << 48,)) if t.name == "s" else t
+            for t in made.tensors]  # fmt: skip
+    x = input_("x", {"t": 6, "c": 20})
+    program = algebra({"y": ("t", "c")}, y=x / sum_("c", x))
+    outcome = measured(program, dataclasses.replace(made, tensors=tuple(wide)))
+    assert isinstance(outcome, Failed) and outcome.status is Status.OUT_OF_MEMORY
+    assert outcome.reason.startswith("no room on the device: ")
+    assert isinstance(measured(program, made), Ok)
+
+
+def test_a_batch_goes_on_after_each_fault(pool: WorkerPool, tmp_path: Path):
+    """As a profiling run measures: wrong, stray and too large ones between right ones."""
+    program = copied(4, 4)
+    write_program(tmp_path / "task", program)
+    lazy, strays = modules.fault("lazy", (4, 4)), modules.fault("strays", (4, 4))
+    (launch,) = lazy.launches
+    right = dataclasses.replace(lazy, launches=(dataclasses.replace(launch, programs=16),))
+    huge = dataclasses.replace(right, tensors=(*right.tensors, Tensor("s", "float32", (1 << 48,),
+                                                                      "scratch")))  # fmt: skip
+    made = {"a": right, "lazy": lazy, "b": right, "strays": strays, "c": right, "huge": huge,
+            "d": right}  # fmt: skip
+    items = [{"id": name, "entry": str(build(m, SM90, tmp_path / "cache").folder),
+              "module": m.to_json(), "bound": None} for name, m in made.items()]  # fmt: skip
+    job = Job("autosched.tools.profile_jobs:measure_batch", {
+        "folder": str(tmp_path / "task"), "items": items, "journal": str(tmp_path / "journal"),
+        "seed": 0, "device": "cpu", "launcher": "jit"})  # fmt: skip
+    outcome = pool.run(job)
+    assert isinstance(outcome, Ok) and outcome.value["mended"] == [], outcome
+    results, left = read_journal(tmp_path / "journal")
+    assert left is None
+    assert {r["id"]: r.get("status", "ok") for r in results} == {
+        "a": "ok", "lazy": "wrong_result", "b": "ok", "strays": "wrong_result", "c": "ok",
+        "huge": "out_of_memory", "d": "ok",
+    }  # fmt: skip
 
 
 def test_a_module_for_another_task_is_told(measured):

@@ -82,6 +82,8 @@ _FAULTS = {
     # Writes a gigabyte away from its output, if it ever runs.
     "illegal": "    tl.store(y + (tl.program_id(0).to(tl.int64) + 1) * (1 << 38), tl.load(x))",
     "lazy": "    tl.store(y + tl.program_id(0), tl.load(x + tl.program_id(0)))",
+    "strays": "    tl.store(y + tl.program_id(0), tl.load(x + tl.program_id(0)))\n"
+              "    tl.store(x + tl.num_programs(0) - 1, float('nan'))",
 }  # fmt: skip
 
 
@@ -125,8 +127,9 @@ def copy(t: int, c: int = 32) -> TritonModule:
 
 
 def fault(name: str, extents: tuple[int, ...] = (512, 512)) -> TritonModule:
-    """A module that goes wrong in the compiler or on the device. "lazy" writes all but one."""
+    """A module that goes wrong in the compiler or on the device. "lazy" writes all but one;
+    "strays" is right, and writes to its input afterwards."""
     made = tensors(x=("input", "float32", extents), y=("output", "float32", extents))
     source = HEAD + ONE.format(body=_FAULTS[name])
-    programs = prod(extents) - 1 if name == "lazy" else 1
+    programs = prod(extents) - (name == "lazy") if name in ("lazy", "strays") else 1
     return TritonModule(source, made, (Launch("one", ("x", "y"), programs, 4, 1),))
