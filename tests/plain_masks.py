@@ -16,12 +16,12 @@ Pair = Callable[[int, int, int, Any, Any], bool]
 
 
 def same(i: int, j: int, x: Any) -> bool:
-    return bool(x["doc"][i] == x["doc"][j])
+    return bool(x["start"][i] == x["start"][j])
 
 
 def first_of(j: int, x: Any) -> int:
     """The first position whose document is that of j."""
-    return list(x["doc"]).index(x["doc"][j])
+    return list(x["start"]).index(x["start"][j])
 
 
 def block_list(h: int, i: int, j: int, x: Any, s: Any) -> bool:
@@ -44,11 +44,11 @@ PLAIN: dict[str, Pair] = {
     "full_document": lambda h, i, j, x, s: same(i, j, x),
     "causal_document": lambda h, i, j, x, s: j <= i and same(i, j, x),
     "share_question": lambda h, i, j, x, s: (
-        (j <= i and same(i, j, x)) or (x["doc"][j] == 0 and x["doc"][i] != 0)
+        (j <= i and same(i, j, x)) or (x["start"][j] == 0 and x["start"][i] != 0)
     ),
     "causal_blockwise": lambda h, i, j, x, s: (
         (j <= i and same(i, j, x))
-        or (x["doc"][i] == max(x["doc"]) and x["doc"][j] != max(x["doc"]))
+        or (x["start"][i] == max(x["start"]) and x["start"][j] != max(x["start"]))
     ),
     "prefix_lm_causal": lambda h, i, j, x, s: j <= i or j <= s.prefix,
     "prefix_lm_document": lambda h, i, j, x, s: (

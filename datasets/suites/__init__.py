@@ -78,9 +78,9 @@ class SuiteRow:
         return drawn
 
     def _drawn(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if self.cut and name in ("doc", "start"):
-            starts = np.cumsum((0, *self.cut[:-1]))
-            return np.repeat(np.arange(len(starts)) if name == "doc" else starts, self.cut)
+        if self.cut and name in ("start", "end"):
+            edges = np.cumsum((0, *self.cut))
+            return np.repeat(edges[:-1] if name == "start" else edges[1:], self.cut)
         sizes = {**self.sizes, **({"docs": self.docs} if self.docs else {})}
         return np.asarray(DRAWS[name](np.random.default_rng(42), shape, sizes))
 

@@ -4,7 +4,8 @@ One convention holds inside: queries are the *last* positions of the keys (query
 at position i + J - I: bottom-right alignment), and windows and prefixes are inclusive, so that a
 window W keeps W keys on a side besides the query's own. What other codebases mean is converted
 where their graphs are imported. A predicate sees positions, never rows, and these may be any
-int32 values: iotas, tiles of a block list, pages. Two names of LongCA's list have no published
+int32 values: iotas, tiles of a block list, pages. Packed documents are two arrays, at each position
+the start and the end of its document: a loop's bounds can be read off them, off ids they can't. Two names of LongCA's list have no published
 definition (qk_sparse, hash_sparse) and are left out.
 """
 
@@ -41,17 +42,17 @@ class Facts:
     docs: int = 1  # documents; read, as density is, by the draws of arrays alone
     density: float = 0.4  # share of allowed blocks
 
-    def doc(self, at: Node) -> Node:
-        """The document, counted from 0, of a position."""
-        return take(input_("doc", {"j": self.tokens}, "int32"), "j", at)
-
-    def start(self, at: Node) -> Node:
+    def start(self, at: Node | int) -> Node:
         """The first position of the document of a position."""
-        return take(input_("start", {"j": self.tokens}, "int32"), "j", at)
+        return self._of_document("start", at)
 
-    def last(self) -> Node:
-        """The number of the last document."""
-        return self.doc(const(self.tokens - 1, "int32"))
+    def end(self, at: Node | int) -> Node:
+        """The first position behind the document of a position."""
+        return self._of_document("end", at)
+
+    def _of_document(self, name: str, at: Node | int) -> Node:
+        here = const(at, "int32") if isinstance(at, int) else at
+        return take(input_(name, {"j": self.tokens}, "int32"), "j", here)
 
     def allowed(self, rows: int, i: Node, j: Node) -> Node:
         """Whether block i may see block j, per head."""
@@ -85,19 +86,19 @@ def _causal(i: Node, j: Node, f: Facts) -> Node:
 
 
 def _document(i: Node, j: Node, f: Facts) -> Node:
-    return eq(f.doc(i), f.doc(j))
+    return (j >= f.start(i)) & (j < f.end(i))
 
 
 def _causal_document(i: Node, j: Node, f: Facts) -> Node:
-    return _document(i, j, f) & (i >= j)
+    return (i >= j) & (j >= f.start(i))
 
 
 def _share_question(i: Node, j: Node, f: Facts) -> Node:
-    return _causal_document(i, j, f) | (eq(f.doc(j), 0) & (f.doc(i) > 0))
+    return (i >= j) & ((j >= f.start(i)) | (j < f.end(0)))  # the first document is the question
 
 
 def _causal_blockwise(i: Node, j: Node, f: Facts) -> Node:
-    return _causal_document(i, j, f) | (eq(f.doc(i), f.last()) & (f.doc(j) < f.last()))
+    return (i >= j) & ((j >= f.start(i)) | (i >= f.start(f.tokens - 1)))  # or i is in the last
 
 
 def _prefix_causal(i: Node, j: Node, f: Facts) -> Node:
@@ -105,7 +106,7 @@ def _prefix_causal(i: Node, j: Node, f: Facts) -> Node:
 
 
 def _prefix_document(i: Node, j: Node, f: Facts) -> Node:
-    return _document(i, j, f) & ((i >= j) | (j - f.start(j) <= f.prefix))
+    return _document(i, j, f) & ((i >= j) | (j <= f.start(i) + f.prefix))
 
 
 def _sliding(i: Node, j: Node, f: Facts) -> Node:
@@ -240,6 +241,11 @@ def _starts(tokens: int, parts: int) -> np.ndarray:
     return np.repeat(edges[:-1], np.diff(edges))
 
 
+def _ends(tokens: int, parts: int) -> np.ndarray:
+    edges = cuts(tokens, parts)
+    return np.repeat(edges[1:], np.diff(edges))
+
+
 def _allowed(rng: np.random.Generator, shape: tuple[int, ...], sizes: Sizes) -> np.ndarray:
     """Blocks at random, the diagonal always, so that no row is empty."""
     return (rng.random(shape) < sizes.get("density", Facts.density)) | np.eye(shape[-1], dtype=bool)
@@ -258,8 +264,8 @@ def _counts(rng: np.random.Generator, shape: tuple[int, ...], sizes: Sizes) -> n
 
 
 DRAWS: dict[str, Draw] = {
-    "doc": lambda _, shape, sizes: _part_of(shape[0], sizes.get("docs", 3)),
     "start": lambda _, shape, sizes: _starts(shape[0], sizes.get("docs", 3)),
+    "end": lambda _, shape, sizes: _ends(shape[0], sizes.get("docs", 3)),
     "block_of": lambda _, shape, sizes: _part_of(shape[0], sizes["blocks"]),
     "allowed": _allowed,
     "listed": _listed,

@@ -10,67 +10,38 @@
              test of positions is affine in the axis), NOT_NEUTRAL (a block that the mask empties
              changes a state, so that none can be skipped).
 
-Any number of tests bound the loop from either side: causal, windows, prefixes, the end of an axis.
-Where one of several tests suffices, the furthest bounds the loop.
+Any number of tests bound the loop from either side: causal, windows, prefixes, the end of an axis,
+the start of a row's document as an array holds it. Where one of several tests suffices, the
+furthest bounds the loop; where one holds up to some step and another from some step on, the loop
+leaves out the steps between.
 A row that is masked whole keeps its initial states, which is what all its empty blocks make of it.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
-from autosched.ir.extent import as_extent, as_node, simplify
-from autosched.ir.follows import conjuncts, what_follows
-from autosched.ir.linear import from_poly, poly, range_of
+from autosched.ir.clauses import clauses, parts_of
+from autosched.ir.extent import as_extent, simplify
+from autosched.ir.follows import what_follows
 from autosched.ir.node import Node, Program, replace_nodes, walk
-from autosched.ir.ops import abs_, const, eq, get, map_, maximum, minimum
+from autosched.ir.ops import abs_, const, eq, get, maximum, minimum, where
 from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.scalar import FLOATS
+from autosched.ir.spans import Around, Span, span
 
 _TRUE, _FALSE = const(True, "bool"), const(False, "bool")
-# A test says that  sign * (a - b) + offset  is not negative.
-_SIGNS: Mapping[str, tuple[int, int]] = {"ge": (1, 0), "gt": (1, -1), "le": (-1, 0), "lt": (-1, -1)}
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """`0 <= slope * step + rest`; rest lies in [least, most] over the elements of a block."""
-
-    slope: int
-    least: Node
-    most: Node
-
-    def crossing(self, rest: Node) -> Node:
-        """slope < 0: the first step at which slope * step + rest < 0; else the first at which it
-        is not negative. At least 0."""
-        size = abs(self.slope)
-        above = rest + size if self.slope < 0 else const(size - 1, "int32") - rest
-        return simplify(map_("floordiv", maximum(above, 0), const(size, "int32")))
 
 
 @dataclass(frozen=True)
 class _Test:
-    """A test that holds where any of its bounds does; all of them bound the same end."""
+    """A part of a condition: spans that all hold where it does; `known`: and where they do, it."""
 
     node: Node
-    bounds: tuple[_Bound, ...]
-
-    @property
-    def upper(self) -> bool:
-        return self.bounds[0].slope < 0
-
-    def possible(self) -> Node:
-        """The end (upper) or the start of the steps at which some element may pass."""
-        return self._outermost([b.crossing(b.most) for b in self.bounds])
-
-    def certain(self) -> Node:
-        """The end or start of the steps at which all elements pass by one of the bounds."""
-        return self._outermost([b.crossing(b.least) for b in self.bounds])
-
-    def _outermost(self, ends: Sequence[Node]) -> Node:
-        return simplify(functools.reduce(maximum if self.upper else minimum, ends))
+    spans: tuple[Span, ...]
+    known: bool
 
 
 def propose(program: Program, target: object = None) -> tuple[Action, ...]:
@@ -78,7 +49,7 @@ def propose(program: Program, target: object = None) -> tuple[Action, ...]:
     out = [
         act("skip", axis=fold.attr[0], whole=True)
         for fold in _folds(program)
-        if _tests(fold, _loops(program, fold))
+        if _tests(fold, _around(program, fold))
     ]
     # With blocks as wide as the mask there may be nothing to skip: the loop then stays.
     made = {a: apply(program, a) for a in out}
@@ -93,7 +64,7 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     made: dict[Node, Node] = {}
     refused: Illegal | None = None
     for fold in found:
-        shorter = _shortened(fold, _loops(program, fold), whole)
+        shorter = _shortened(fold, _around(program, fold), whole)
         if isinstance(shorter, Illegal):
             refused = refused or shorter
         else:
@@ -105,17 +76,17 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     return program.with_body(*(replace_nodes(k, table) for k in program.body))
 
 
-def _shortened(fold: Node, loops: set[str], whole: bool) -> Node | Illegal:
+def _shortened(fold: Node, around: Around, whole: bool) -> Node | Illegal:
     axis = fold.attr[0]
     if fold.attr[3]:
         return Illegal("STACKED", f"the loop over {axis} has a result at every step")
-    tests = _tests(fold, loops)
+    tests = _tests(fold, around)
     if not tests:
         return Illegal("NO_MASK", f"no test of positions bounds the loop over {axis}")
     emptying = [t for t in tests if _is_neutral(fold, t)]
     if not emptying and not whole:
         return Illegal("NOT_NEUTRAL", f"what is left out changes a state of the loop over {axis}")
-    return _bounded(fold, emptying, tests if whole else [])
+    return _bounded(fold, emptying, [t for t in tests if t.known] if whole else [])
 
 
 # ---- tests ------------------------------------------------------------------------------------
@@ -132,10 +103,28 @@ def _folds(program: Program) -> list[Node]:
     return [n for n in folds if n not in parts]
 
 
-def _loops(program: Program, fold: Node) -> set[str]:
-    """The loops around a fold; those inside it run over all of their steps, as boxes do."""
+def _around(program: Program, fold: Node) -> Around:
+    """The loops around a fold, and the rows that are stored."""
+    axis = fold.attr[0]
     bound = {n.attr[0] for n in walk(*program.body) if n.op in ("forall", "fold")}
-    return bound & {fold.attr[0], *(a for a, _ in fold.free)}
+    loops = bound & {axis, *(a for a, _ in fold.free)}
+    return Around(axis, loops, bound - loops, _stored(program, loops))
+
+
+def _stored(program: Program, loops: Collection[str]) -> frozenset[Node]:
+    """Tests in the mask of every store, of axes along which no element reads another."""
+    nodes = list(walk(*program.body))
+    mixed: set[str] = set()
+    for n in nodes:
+        if n.op in ("reduce", "dot"):
+            mixed |= {*(n.attr[1] if n.op == "reduce" else n.attr[0])}
+        elif n.op == "scan":
+            mixed.add(n.attr[1])
+        elif n.op in ("reaxis", "slice", "trisolve"):
+            mixed |= {a for s in n.src for a in s.names}
+    masks = [{*parts_of(n.src[-1])} if n.attr[1] else set() for n in nodes if n.op == "store"]
+    common = set.intersection(*masks) if masks else set()
+    return frozenset(t for t in common if not {a for a, _ in t.free} & mixed)
 
 
 def _yields(fold: Node) -> tuple[Node, ...]:
@@ -143,15 +132,17 @@ def _yields(fold: Node) -> tuple[Node, ...]:
     return fold.src[2 + n : 2 + 2 * n]
 
 
-def _tests(fold: Node, loops: set[str]) -> list[_Test]:
-    """The tests of choices and masks in the body that depend on the step."""
+def _tests(fold: Node, around: Around) -> list[_Test]:
+    """The parts of conditions of choices and masks in the body that depend on the step."""
     out: dict[Node, _Test] = {}
     for node in walk(*_yields(fold)):
         for condition in _conditions(node):
-            for test in conjuncts(condition):
-                made = _affine(test, fold.attr[0], loops)
-                if made is not None:
-                    out[test] = made
+            for part in parts_of(condition):
+                if around.axis in dict(part.free) and part not in out:
+                    found = [span(c, fold.src[1], around) for c in clauses(part)]
+                    spans = tuple(s for s in found if s is not None)
+                    if spans:
+                        out[part] = _Test(part, spans, len(spans) == len(found))
     return list(out.values())
 
 
@@ -160,67 +151,6 @@ def _conditions(node: Node) -> Iterator[Node]:
         yield node.src[0]
     if node.op == "load" and node.attr[1]:
         yield node.src[-2]
-
-
-def _affine(test: Node, axis: str, loops: set[str]) -> _Test | None:
-    bounds = tuple(_bound(t, axis, loops) for t in _disjuncts(test))
-    if None in bounds or len({b.slope < 0 for b in bounds if b is not None}) != 1:
-        return None
-    return _Test(test, tuple(b for b in bounds if b is not None))
-
-
-def _disjuncts(test: Node) -> list[Node]:
-    if test.op == "map" and test.attr[0] == "or":
-        return [t for s in test.src for t in _disjuncts(s)]
-    return [test]
-
-
-def _bound(test: Node, axis: str, loops: set[str]) -> _Bound | None:
-    if test.op != "map" or test.attr[0] not in _SIGNS or test.src[0].dtype != "int32":
-        return None
-    sign, offset = _SIGNS[test.attr[0]]
-    a, b = test.src if sign > 0 else test.src[::-1]
-    terms = poly(simplify(a - b + offset))
-    slope, rest = 0, {}
-    for atoms, factor in terms.items():
-        if any(axis in dict(n.free) for n in atoms):
-            if len(atoms) != 1 or atoms[0].op != "iota":
-                return None
-            slope = factor
-        else:
-            rest[atoms] = factor
-    least, most = (_extreme(rest, loops, s) for s in (-1, 1))
-    if slope == 0 or least is None or most is None:
-        return None
-    return _Bound(slope, least, most)
-
-
-def _extreme(terms: Mapping[tuple[Node, ...], int], loops: set[str], sign: int) -> Node | None:
-    """The greatest (sign 1) or least value over the elements of a block."""
-    out: Node = const(0, "int32")
-    for atoms, factor in terms.items():
-        tiles = [n for n in atoms if any(a not in loops for a, _ in n.free)]
-        if not tiles:
-            out = out + from_poly({atoms: factor}, "int32")
-            continue
-        ends = _ends(tiles[0], loops) if len(tiles) == 1 else None
-        if ends is None:
-            return None
-        others = list(atoms)
-        others.remove(tiles[0])
-        end = ends[1 if (factor > 0) == (sign > 0) else 0]
-        out = out + from_poly({tuple(others): factor}, "int32") * end
-    return simplify(out)
-
-
-def _ends(at: Node, loops: set[str]) -> tuple[Node, Node] | None:
-    """The least and the greatest value over a block of an expression of its coordinates alone."""
-    if at.op == "iota":
-        return as_node(0), as_node(at.attr[1]) - 1
-    lo, hi = range_of(at)
-    if lo is None or hi is None or any(a in loops for a, _ in at.free):
-        return None
-    return as_node(lo), as_node(hi)
 
 
 # ---- what a test that fails everywhere does -----------------------------------------------------
@@ -255,33 +185,79 @@ def _cases(x: Node, values: Sequence[Node]) -> list[dict[Node, Node]]:
 def _bounded(fold: Node, emptying: Sequence[_Test], split: Sequence[_Test]) -> Node:
     """The loop within the steps that no test empties; those that no test cuts on their own."""
     lo, hi = fold.src[:2]
-    for t in emptying:
-        if t.upper:
-            hi = minimum(hi, t.possible())
-        else:
-            lo = maximum(lo, t.possible())
+    spans = [s for t in emptying for s in t.spans]
+    for s in spans:
+        if s.upper:
+            hi = minimum(hi, _end(s.possible[0]))
+        elif s.lower:
+            lo = maximum(lo, _end(s.possible[1]))
     lo, hi = simplify(lo), simplify(hi)
+    gap = next((s for s in spans if not s.upper and not s.lower), None)
+    # Steps of a second gap are tested, and those of a gap that has to be looked into too.
+    split = [t for t in split if all(s.upper or s.lower or s is gap for s in t.spans)]
     first, last = lo, hi
     for t in split:
-        if t.upper:
-            last = minimum(last, t.certain())
-        else:
-            first = maximum(first, t.certain())
-    first = simplify(minimum(first, hi)) if first is not lo else lo
-    last = simplify(maximum(last, first)) if last is not hi else hi
-    if not split or as_extent(simplify(last - first)) == 0:
-        return fold if (lo, hi) == fold.src[:2] else _over(fold, lo, hi, fold.src[2:])
-    whole = {t.node: _TRUE for t in split}
-    parts = [(lo, first, {}), (first, last, whole), (last, hi, {})]
+        for s in t.spans:
+            if s.upper:
+                last = minimum(last, _end(s.certain[0]))
+            elif s.lower:
+                first = maximum(first, _end(s.certain[1]))
+    if gap is None:
+        first = simplify(minimum(first, hi)) if first is not lo else lo
+        last = simplify(maximum(last, first)) if last is not hi else hi
+        if not split or as_extent(simplify(last - first)) == 0:
+            return fold if (lo, hi) == fold.src[:2] else _over(fold, lo, hi, fold.src[2:])
+        return _chain(fold, [lo, first, last, hi], split)
+    return _with_gap(fold, (lo, hi), (first, last), gap, split)
+
+
+def _with_gap(
+    fold: Node,
+    within: tuple[Node, Node],
+    cut: tuple[Node, Node],
+    gap: Span,
+    split: Sequence[_Test],
+) -> Node:
+    """The loop without the steps of the gap; those behind it are counted on without it."""
+    (lo, hi), (first, last) = within, cut
+    start = simplify(minimum(maximum(_end(gap.possible[0]), lo), hi))
+    behind = simplify(minimum(maximum(_end(gap.possible[1]), start), hi))
+    left_out = behind - start
+    step = next(n for n in walk(*_yields(fold)) if n.op == "iota" and n.attr[0] == fold.attr[0])
+    moved = {step: step + where(step < start, 0, left_out)}
+    count = len(fold.attr[1])
+    yields = tuple(replace_nodes(y, moved) for y in _yields(fold))
+    closer = Node("fold", (*fold.src[: 2 + count], *yields), fold.attr)
+    end = simplify(hi - left_out)
+    if not split:
+        return _over(closer, lo, end, closer.src[2:])
+    tests = [replace(t, node=replace_nodes(t.node, moved)) for t in split]
+    low = simplify(minimum(maximum(first, lo), start))
+    low_end = simplify(maximum(minimum(minimum(last, _end(gap.certain[0])), start), low))
+    high = simplify(minimum(maximum(maximum(first, _end(gap.certain[1])), behind), hi))
+    high_end = simplify(maximum(minimum(last, hi), high))
+    high, high_end = simplify(high - left_out), simplify(high_end - left_out)
+    return _chain(closer, [lo, low, low_end, high, high_end, end], tests)
+
+
+def _end(step: Node | None) -> Node:
+    assert step is not None
+    return step
+
+
+def _chain(fold: Node, ends: Sequence[Node], tests: Sequence[_Test]) -> Node:
+    """Loops from one end to the next, each from the states of the one before; in every second
+    one the tests hold."""
+    holds = {t.node: _TRUE for t in tests}
+    whole = _settled(fold, holds)
     out: Node | None = None
-    for start, end, table in parts:
-        if start is end:
+    for n, (start, end) in enumerate(pairwise(ends)):
+        if start is end or as_extent(simplify(end - start)) == 0:
             continue
-        rest = fold.src[2:] if not table else (*_inits(fold), *_settled(fold, table))
+        inits = _inits(fold)
         if out is not None:
-            count = len(fold.attr[1])
-            rest = (*(get(out, n) for n in range(count)), *rest[count:])
-        out = _over(fold, start, end, rest)
+            inits = tuple(get(out, k) for k in range(len(inits)))
+        out = _over(fold, start, end, (*inits, *(whole if n % 2 else _yields(fold))))
     assert out is not None
     return out
 
