@@ -28,10 +28,15 @@ FLUSH_BYTES = 2 * 60 * 1024 * 1024  # twice what the device says of its second-l
 
 @dataclass(frozen=True)
 class Replay:
-    """A captured graph of `inner` runs; `sample` replays it once: µs of one run."""
+    """A captured graph of `inner` runs; `sample` replays it once: µs of one run.
+
+    run: what was captured. The graph knows addresses alone, and goes on writing there: the tensors
+    that the run holds must live as long as it does.
+    """
 
     graph: torch.cuda.CUDAGraph
     inner: int
+    run: Run
 
     def sample(self, before: Run | None = None) -> float:
         begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -55,7 +60,7 @@ def capture(run: Run, cold: bool = False) -> Replay:
     with torch.cuda.graph(graph):
         for _ in range(inner):
             run()
-    replay = Replay(graph, inner)
+    replay = Replay(graph, inner, run)
     spent_us = 0.0
     while spent_us < WARMUP_US:
         spent_us += replay.sample() * inner
@@ -73,7 +78,7 @@ def recorded(run: Run, once_us: float) -> Replay:
         for _ in range(inner):
             run()
         graph.capture_end()
-    return Replay(graph, inner)
+    return Replay(graph, inner, run)
 
 
 def _inner(once_us: float) -> int:

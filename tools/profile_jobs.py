@@ -57,12 +57,12 @@ def measure_batch(
     """
     begun = time.perf_counter()
     task = _task(folder, seed, device)
+    watch = _watched(device)
     # Candidates that failed have been looked into; one whose answer was right may have strayed.
     mended = mend([task])
     if device != "cpu":
         torch.cuda.synchronize()
     prepared = time.perf_counter()
-    watch = _watched(device)
     # A line is one write, and in the kernel's hands when the candidate begins.
     with open(journal, "a", buffering=1, encoding="utf-8") as file:
         for item in items:
