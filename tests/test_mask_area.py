@@ -53,8 +53,9 @@ def test_no_block_is_visited_or_tested_in_vain(mask: str) -> None:
     for rows, keys in ((32, 16), (16, 32)):
         got = count(sizes, arrays, rows, keys, whole=True)
         assert got.needed <= got.visited <= 1.01 * got.needed, got
-        # Where one range ends and the next one begins, no test alone lets a whole block through.
-        assert got.partial <= got.tested <= 1.2 * got.partial, got
+        # No test alone lets the block through in which one range ends and the next one begins.
+        seams = -(-389 // rows) if got.loops > 3 else 0
+        assert got.partial <= got.tested <= 1.03 * got.partial + seams, got
         single = count(sizes, arrays, rows, keys, whole=False)
         assert single.visited == got.visited
         assert single.loops == 1
