@@ -143,7 +143,7 @@ class _Kernel(Arrivals):
     def kernel(self, node: Node, name: str) -> tuple[str, Launch]:
         facts = {n: number(e) for n, e in {**DEFAULTS, **kernel_facts(node)}.items()}
         self.stages, self.inner = facts["stages"], facts["inner"] or facts["stages"]
-        self.specialise = facts["specialise"] > 0
+        self.warps, self.specialise = facts["warps"], facts["specialise"] > 0
         self.parts, self.swapped = facts["epilogue"], facts["swap"] > 0
         self.promote = facts["promote"] > 0
         self.order = Order(facts["group"], facts["snake"] > 0)

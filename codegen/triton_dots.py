@@ -101,6 +101,8 @@ class Dots(Memory):
         if plan.flat:
             a = self.merged(a, (plan.batch, plan.rows, plan.depth))
             b = self.merged(b, (plan.batch, plan.depth, plan.columns))
+        if plan.a.op == "carry" and not plan.batch and ITEMSIZE[plan.a.dtype] == 2:
+            a = replace(a, text=f"{self.use('in_registers')}({a.text})")
         words = [a.text, b.text]
         if acc is not None:
             words.append(acc.text)

@@ -25,6 +25,10 @@ HELPERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "plus": (
         _jit("plus(a, b)", "a + b, to reduce with; exact where tl.sum may use tensor cores.",
              "return a + (b + 0.0)"), ()),
+    # The compiler puts a product's operand into shared memory where it sees a state of a loop.
+    "in_registers": (
+        _jit("in_registers(x)", "A state of 16 bits, as an operand that stays where it is.",
+             "return x.to(tl.int16, bitcast=True).to(x.dtype, bitcast=True)"), ()),
     "product": (
         _jit("product(a, b)", "a b, to reduce with.", "return a * b"), ()),
     "floor_div": (

@@ -2,6 +2,10 @@
 
 What `tl` has no reduction for, or one that means something else with NaN, is reduced by a combining
 function that is written from the table's own formula.
+
+A thread reduces its elements one after the other, each waiting for the one before. It holds long
+parts of the rows that tensor cores make, and nothing else of its program runs meanwhile: such rows
+are first reduced to a part of their length, element by element.
 """
 
 from __future__ import annotations
@@ -17,6 +21,9 @@ from autosched.ir.node import Node
 from autosched.ir.ops import carry, map_
 from autosched.ir.scalar import FLOATS
 
+LONG_ROW, PARTS = 64, 4  # a row of so many elements is reduced in parts side by side
+WARP_ROWS = 16  # of a product, with all of their columns, that one warp holds at least
+
 
 class Reductions(Values):
     """Reductions of a kernel."""
@@ -28,6 +35,8 @@ class Reductions(Values):
     def __init__(self) -> None:
         super().__init__()
         self.combines: dict[tuple[str, tuple[str, ...]], tuple[str, str]] = {}  # name and text
+        self.warps = 4  # of a program
+        self.specialise = False  # warps of their own load: the compiler slices no 3 dimensions
 
     # ---- reductions -----------------------------------------------------------------------
 
@@ -39,9 +48,28 @@ class Reductions(Values):
         dims = self.joint(vals)
         if len(vals) > 1:
             vals = tuple(self.named(self.spread(v, dims), monoid) for v in vals)
+        elif self.in_threads(node, vals[0]):
+            return (self.side_by_side(monoid, vals[0]),)
         for axis in [d for d in reversed(dims) if d in axes]:
             vals = self.reduced(monoid, vals, axis)
         return vals
+
+    def in_threads(self, node: Node, x: Val) -> bool:
+        """Whether long rows of a product are reduced, whole ones of which warps hold."""
+        if self.specialise or len(x.dims) != 2 or node.attr[1] != x.dims[1:]:
+            return False
+        if x.dtype != "float32":
+            return False
+        rows, columns = map(self.size, x.dims)
+        return columns >= LONG_ROW and rows >= WARP_ROWS * self.warps and _of_product(node.src[0])
+
+    def side_by_side(self, monoid: str, x: Val) -> Val:
+        """Rows reduced in parts: their elements at equal places, and then what that leaves."""
+        (rows, columns), kept = map(self.size, x.dims), x.dims[:1]
+        parts = f"tl.reshape({x.text}, ({rows}, {PARTS}, {columns // PARTS}))"
+        first, _ = self.reduce_text(monoid, replace(x, text=parts, rank=ATOM), 1)
+        text, rank = self.reduce_text(monoid, replace(x, text=first, rank=ATOM), 1)
+        return Val(text, kept, x.dtype, rank)
 
     def reduced(self, monoid: str, vals: tuple[Val, ...], axis: str) -> tuple[Val, ...]:
         """The monoid over one dimension."""
@@ -193,3 +221,11 @@ class Reductions(Values):
         self.scopes.line(f"    {part} = {known.text}")
         self.scopes.line(f"    {x} = tl.where({here.text} == {i}, {x} - {mine_x.text}, {x})")
         return (Val(x, dims, rhs.dtype),)
+
+
+def _of_product(value: Node) -> bool:
+    """Whether it is made, element by element, of what a contraction made in this step or the one
+    before. A product of two values is not: its sum may become a contraction itself."""
+    if value.op == "map" and value.attr[0] != "mul":
+        return any(map(_of_product, value.src))
+    return value.op in ("dot", "carry") and len(value.axes) > 1

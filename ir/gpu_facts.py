@@ -182,7 +182,7 @@ def rules_of(kernel: Node) -> list[Node]:
         out.append((as_node(parts) <= 1) | (as_node(stores_boxes(facts)) > 0))
         out += [as_node(ext_mul(parts, LEAST_PART)) <= as_node(n) for n in _last_sizes(kernel)]
     if group != 0:
-        trips = [n.src[1] for n in _grid_of(kernel)]
+        trips = [n.src[1] for n in grid_of(kernel)]
         several = [n for n in trips if not (n.op == "const" and n.attr[0] <= 1)]
         if len(several) > 1:  # a group of all iterations is the other order of the loops
             outer, inner = several[-2:]
@@ -195,7 +195,7 @@ def rules_of(kernel: Node) -> list[Node]:
     return out
 
 
-def _grid_of(kernel: Node) -> Iterator[Node]:
+def grid_of(kernel: Node) -> Iterator[Node]:
     body = kernel.src
     while len(body) == 1 and body[0].op == "forall" and body[0].attr[1] in ("grid", "persistent"):
         yield body[0]
@@ -224,7 +224,14 @@ def _specialised(kernel: Node) -> list[Node]:
 
 
 def _sides(kernel: Node) -> Iterator[tuple[Extent, Extent]]:
-    """(rows, columns) of each contraction: rows are what comes first where results are stored."""
+    """(rows, columns) of each contraction: how many elements."""
+    for _, rows, columns in turned(kernel):
+        yield ext_product(rows.values()), ext_product(columns.values())
+
+
+def turned(kernel: Node) -> Iterator[tuple[Node, dict[str, Extent], dict[str, Extent]]]:
+    """Each contraction, its operand of rows first, with the axes of its rows and of its columns:
+    rows are what comes first where results are stored."""
     order: dict[str, int] = {}
     for stmt in (n for n in walk(*kernel.src) if n.op == "store"):
         dims = stmt.attr[0]
@@ -238,8 +245,10 @@ def _sides(kernel: Node) -> Iterator[tuple[Extent, Extent]]:
         theirs = {n: e for n, e in b.items() if n not in a and n not in loops}
         first = [min((order.get(n, len(order)) for n in side), default=len(order) + 1)
                  for side in (ours, theirs)]  # fmt: skip
-        sides = (ext_product(ours.values()), ext_product(theirs.values()))
-        yield sides if first[0] <= first[1] else sides[::-1]
+        if first[0] <= first[1]:
+            yield node, ours, theirs
+        else:
+            yield Node("dot", node.src[::-1], node.attr), theirs, ours
 
 
 # ---- which accesses are boxes ------------------------------------------------------------------

@@ -41,6 +41,7 @@ from autosched.ir.target import Target
 
 # Of a table that is made to see whether it is empty.
 FEW_ROWS = 10_000
+FALLING_GROUPS = (0, 4, 8, 16)  # of the loop around blocks of which the last take longest
 # Of an axis that one pass over a chain of reduces walks: with a contraction in it, and without.
 PASS_BLOCKS, PASS_LINES = (32, 64, 128), (512, 2048, 8192)
 
@@ -137,6 +138,8 @@ def _with_kept(
             uneven = _uneven_axes(program, sketch, len(head))
             if uneven:
                 cuts.append((f"{title}.longest", tuple(_longest_first(w, uneven) for w in combo)))
+                falling = (_falling(w, uneven, n) for n, w in enumerate(combo))
+                cuts.append((f"{title}.falling", tuple(falling)))
             for named, cut in cuts:
                 for further in ((), (stagger,)):
                     if cut is not combo or (further and not _hands_on(combo)):
@@ -163,6 +166,20 @@ def _longest_first(way: Way, uneven: set[str]) -> Way:
     moved = [(a, size, tile.REVERSE) for a, size, *how in axes if a in uneven and not how]
     kept = [x for x in axes if x[0] not in {m[0] for m in moved}]
     return Way(((*moved, *kept), *rest), way.knobs)
+
+
+def _falling(way: Way, uneven: set[str], number: int) -> Way:
+    """The way with blocks of an uneven axis where they are, the last first, and the loop around
+    them in groups: what takes longest starts first within a group, whose operands stay in the
+    second level."""
+    axes, reduces, facts = way.plan
+    turned = tuple((a, size, tile.REVERSE) if a in uneven and not how else (a, size, *how)
+                   for a, size, *how in axes)  # fmt: skip
+    if turned == axes or any(name == "group" for name, _ in facts):
+        return Way((turned, reduces, facts), way.knobs)
+    knobs = list(way.knobs)
+    group = knob_over(knobs, f"k{number}.group", FALLING_GROUPS)
+    return Way((turned, reduces, (*facts, ("group", group))), tuple(knobs))
 
 
 def _hands_on(combo: Sequence[Way]) -> bool:
