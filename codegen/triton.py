@@ -32,7 +32,7 @@ from autosched.codegen.triton_text import (
 from autosched.codegen.triton_values import MAX_ELEMENTS, number
 from autosched.codegen.triton_views import distinct_axes, resolve
 from autosched.ir.extent import as_extent, as_node, ext_product
-from autosched.ir.gpu_facts import DEFAULTS, described
+from autosched.ir.gpu_facts import DEFAULTS, described, rows_of
 from autosched.ir.node import Extent, Node, Program, walk
 from autosched.ir.open_extents import Sizes
 from autosched.ir.ops import kernel_facts
@@ -158,6 +158,7 @@ class _Kernel(Arrivals):
         if not persistent:
             self.fixed = frozenset(loop.attr[0] for loop in grid)
         if self.specialise:
+            self.rows = rows_of(node)
             self.check_handed(n for n in walk(node) if n.op == "dot")
         trips = [(loop.attr[0], _trips(loop)) for loop in grid]
         self.slots = _strides(trips)

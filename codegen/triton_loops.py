@@ -24,8 +24,6 @@ class Loops(Dots):
     def __init__(self) -> None:
         super().__init__()
         self.stages = self.inner = 1  # steps in flight, and of loops inside loops
-        self.specialise = False
-        self.unknown: Val | None = None
         self.riders: dict[Node, tuple[Node, ...]] = {}
         self.owners: dict[str, Node] = {}  # the fold that a state's variable was made for
 
@@ -67,6 +65,9 @@ class Loops(Dots):
         if lo.dims or hi.dims:
             raise Unsupported(f"the bounds of a fold over {axis} vary along a tile axis")
         if _goes_on(node):
+            # A loop that surely has a step, and adds to sums of a loop that may have none, becomes
+            # one with the way around that loop; the accumulators then have two origins, and ptxas
+            # makes all products wait for each other (it says so: C7515).
             hi = Val(f"{hi.inside(ADD)} - {self.zero().text}", (), "int32", ADD)
         held = [
             self.variable(node, name, state, init, kind, is_cast(step, kind.dtype))
@@ -86,15 +87,6 @@ class Loops(Dots):
             span = hi.text if lo.text == "0" else f"{lo.text}, {hi.text}"
             self.scopes.leave(f"for {index} in range({span}):")
         return held
-
-    def zero(self) -> Val:
-        """A 0 that the compiler does not know. A loop that surely has a step, and adds to sums of a
-        loop that may have none, becomes one with the way around that loop; the accumulators then
-        have two origins, and ptxas makes all products wait for each other (it says so: C7515)."""
-        if self.unknown is None:
-            with self.scopes.at(0):
-                self.unknown = self.named(Val("tl.program_id(1)", (), "int32"), "zero")
-        return self.unknown
 
     def options(self, node: Node) -> str:
         """What the compiler is told of a loop."""

@@ -67,6 +67,8 @@ class Memory(Reductions):
         self.boxed: frozenset[Node] = frozenset()  # loads and stores that are to be descriptors
         self.fixed: frozenset[str] = frozenset()  # loop axes that a program has one value of
         self.made_descriptors: dict[tuple[object, ...], str] = {}
+        self.rows: frozenset[str] = frozenset()  # axes along which groups of warps share boxes
+        self.unknown: Val | None = None
 
     # ---- addresses ------------------------------------------------------------------------
 
@@ -265,7 +267,31 @@ class Memory(Reductions):
         return self.made_descriptors[key]
 
     def _at(self, box: Box) -> str:
-        return ", ".join(self.value(c).text for c in box.coordinates)
+        axes = iter(box.axes)
+        along = [next(axes) if size > 1 else "" for size in box.block]
+        return ", ".join(
+            (self.apart(c) if axis in self.rows else self.value(c)).text
+            for axis, c in zip(along, box.coordinates)
+        )
+
+    def apart(self, at: Node) -> Val:
+        """A coordinate that nothing else is made of. Where groups of warps share a box's rows,
+        Triton 3.6 moves the second group's coordinate, and with it all else that is made of the
+        same value: pointers, tests of rows. Those move by their ranges already."""
+        with self.scopes.at(self.scopes.home(at)):
+            sums, key = self.scopes.stack[-1].sums, (at, "apart")
+            if key not in sums:
+                own, zero = self.value(at), self.zero()
+                zero = replace(zero, text=f"{own.inside(ADD)} + {zero.text}", rank=ADD)
+                sums[key] = self.named(zero, f"{own.text}_at" if own.is_name else "at")
+        return sums[key]
+
+    def zero(self) -> Val:
+        """A 0 that the compiler does not know."""
+        if self.unknown is None:
+            with self.scopes.at(0):
+                self.unknown = self.named(Val("tl.program_id(1)", (), "int32"), "zero")
+        return self.unknown
 
     def box_load(self, node: Node, box: Box, order: tuple[str, ...]) -> Val:
         name = self.descriptor(box)
