@@ -13,10 +13,11 @@ from itertools import pairwise
 from math import prod
 
 from autosched.codegen.runtime.counters import ROLE as COUNTER
-from autosched.codegen.triton_arrive import Arrivals, arrivals
+from autosched.codegen.triton_arrive import arrivals
 from autosched.codegen.triton_boxes import access_of, extents_of
 from autosched.codegen.triton_helpers import HELPERS, helper_texts
 from autosched.codegen.triton_order import Order
+from autosched.codegen.triton_share import Sharing
 from autosched.codegen.triton_sizes import OpenSizes, count_of
 from autosched.codegen.triton_spec import Launch, Tensor, TritonModule
 from autosched.codegen.triton_text import (
@@ -32,7 +33,7 @@ from autosched.codegen.triton_text import (
 from autosched.codegen.triton_values import MAX_ELEMENTS, number
 from autosched.codegen.triton_views import distinct_axes, resolve
 from autosched.ir.extent import as_extent, as_node, ext_product
-from autosched.ir.gpu_facts import DEFAULTS, described, rows_of
+from autosched.ir.gpu_facts import DEFAULTS, described
 from autosched.ir.node import Extent, Node, Program, walk
 from autosched.ir.open_extents import Sizes
 from autosched.ir.ops import kernel_facts
@@ -121,7 +122,7 @@ def _role(handle: Node) -> str:
     return "scratch" if handle.attr[3] in ("scratch", "shared") else handle.attr[3]
 
 
-class _Kernel(Arrivals):
+class _Kernel(Sharing):
     """One kernel."""
 
     def __init__(
@@ -143,7 +144,7 @@ class _Kernel(Arrivals):
     def kernel(self, node: Node, name: str) -> tuple[str, Launch]:
         facts = {n: number(e) for n, e in {**DEFAULTS, **kernel_facts(node)}.items()}
         self.stages, self.inner = facts["stages"], facts["inner"] or facts["stages"]
-        self.warps, self.specialise = facts["warps"], facts["specialise"] > 0
+        self.specialise = facts["specialise"] > 0
         self.parts, self.swapped = facts["epilogue"], facts["swap"] > 0
         self.promote = facts["promote"] > 0
         self.order = Order(facts["group"], facts["snake"] > 0)
@@ -158,22 +159,26 @@ class _Kernel(Arrivals):
         if not persistent:
             self.fixed = frozenset(loop.attr[0] for loop in grid)
         if self.specialise:
-            self.rows = rows_of(node)
             self.check_handed(n for n in walk(node) if n.op == "dot")
         trips = [(loop.attr[0], _trips(loop)) for loop in grid]
         self.slots = _strides(trips)
         self.tiles = ext_product(n for _, n in trips)
-        merged = arrivals(body)
+        merged, dealt = arrivals(body), facts["programs"] > 0
         if merged is not None:
             self.boxed &= self.alone(merged, body[1:])
+        if dealt:
+            self.tiles = max(facts["shared"], 1)
+        elif merged is not None:
             trips.append((merged.attr[0], _trips(merged)))
         self.inside = len(trips) - len(grid)
-        total = ext_product(n for _, n in trips)
+        total = facts["programs"] if dealt else ext_product(n for _, n in trips)
         many = total != 1
         pid = Val(self.scopes.fresh("pid"), (), "int32")
         if many:
             self.scopes.line(f"{pid.text} = tl.program_id(0)")
-        if persistent and many:
+        if dealt:
+            self.deal(trips, body, facts, pid if many else literal(0, "int32"))
+        elif persistent and many:
             tile = Val(self.scopes.fresh("tile"), (), "int32")
             self.hints.setdefault(as_node(total), "tiles")
             span = f"{pid.text}, {self.extent(total).text}, tl.num_programs(0)"
@@ -200,16 +205,19 @@ class _Kernel(Arrivals):
     ) -> None:
         """The statements of one iteration of the grid, number `pid`."""
         self.scopes.enter({a: literal(0, "int32") for a, _ in trips}, loop=bool(header))
+        self.coordinates(trips, pid.text)
+        self.statements(body)
+        self.scopes.leave(header)
+
+    def coordinates(self, trips: Sequence[tuple[str, Extent]], tile: str) -> None:
+        """Binds the loops of the grid to their coordinates at a tile."""
         known: dict[str, str] = {}
-        lines = self.order.lines(trips, pid.text, self.inside, lambda n: self.extent(n).text)
-        for name, text in lines:
+        for name, text in self.order.lines(trips, tile, self.inside, lambda n: self.extent(n).text):
             text = re.sub(r"{([^}]+)}", lambda at: known[at[1]], text)
             at = self.named(Val(text, (), "int32"), name)
             known[name] = at.text
             if name in self.scopes.stack[-1].axes:
                 self.scopes.stack[-1].axes[name] = at
-        self.statements(body)
-        self.scopes.leave(header)
 
     # ---- facts that emission needs before it starts ---------------------------------------
 

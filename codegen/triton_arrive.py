@@ -33,6 +33,10 @@ class Arrivals(Loops):
             raise Unsupported("results of each step in a kernel that merges parts")
         self.statements(loop.src[2:])
         place = " + ".join([self.counter, *self.tile_number()])
+        self.last(place, str(number(loop.src[1]) - 1), rest)
+
+    def last(self, place: str, others: str, rest: Sequence[Node]) -> None:
+        """The rest, for the program that finds all others counted."""
         arrived = self.scopes.fresh("arrived")
         count = f'tl.atomic_add({place}, 1, sem="acq_rel", scope="gpu")'
         self.scopes.line(f"{arrived} = {count}")
@@ -40,7 +44,7 @@ class Arrivals(Loops):
         self.stored = frozenset(n.src[0] for n in walk(*rest) if n.op == "store")
         self.statements(rest)
         self.scopes.line(f"tl.store({place}, 0)")
-        self.scopes.leave(f"if {arrived} == {number(loop.src[1]) - 1}:")
+        self.scopes.leave(f"if {arrived} == {others}:")
 
     def alone(self, loop: Node, rest: Sequence[Node]) -> frozenset[Node]:
         """The accesses of a part that may be tensor descriptors: neither parts, which the device
@@ -64,4 +68,4 @@ class Arrivals(Loops):
 def arrivals(body: Sequence[Node]) -> Node | None:
     """The loop over parts that the statements of a grid start with."""
     first = body[0]
-    return first if first.op == "forall" and first.attr[1] == "arrive" else None
+    return first if first.op == "forall" and first.attr[1] in ("arrive", "share") else None

@@ -495,7 +495,10 @@ def _bound(test: Node) -> _Bound | None:
     at, end = test.src
     if at.dtype != "int32" or not at.free or not is_extent(end):
         return None
-    return _Bound(simplify(minimum(at, end - 1)), at, test)
+    clamped = simplify(minimum(at, end - 1))
+    if clamped.op == "const":  # as any other number that is equal to it
+        return None
+    return _Bound(clamped, at, test)
 
 
 def _terms(node: Node) -> list[Node]:

@@ -17,13 +17,15 @@ from autosched.ir.node import Axes, Extent, IRError, Node, Operand, Type, walk
 from autosched.ir.scalar import DTYPES, FLOATS, ITEMSIZE, SCALARS, split_name
 
 # A loop bound to "arrive" stands inside of a grid, with statements behind it: its iterations are
-# programs of the grid, of which the one that ends last goes on with these statements.
-BINDS = ("grid", "persistent", "serial", "unroll", "lane", "arrive")
+# programs of the grid, of which the one that ends last goes on with these statements; one bound to
+# "share" the same, but that these programs are dealt out to fewer (see `rules.share`).
+BINDS = ("grid", "persistent", "serial", "unroll", "lane", "arrive", "share")
 HOMES = ("register", "shared", "scratch", "packed", "output")
 # How a kernel is launched and its loops run; what each means, and where it is of use, stands in
 # `gpu_facts`.
 KERNEL_FACTS = ("warps", "stages", "descriptors", "persistent", "group", "snake", "flatten",
-                "specialise", "registers", "epilogue", "swap", "inner", "promote")  # fmt: skip
+                "specialise", "registers", "epilogue", "swap", "inner", "promote",
+                "programs", "shared", "pieces")  # fmt: skip
 PRECISIONS = ("tf32", "tf32x3")  # of a dot's float32 products: 10 bits of mantissa, three such
 Inferred = tuple[tuple[Type, ...], Axes, frozenset[str]]
 

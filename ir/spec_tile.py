@@ -6,8 +6,9 @@ from autosched.ir.extent import knobs_of, simplify
 from autosched.ir.follows import conjuncts
 from autosched.ir.linear import range_of
 from autosched.ir.node import Node, walk
-from autosched.ir.ops import const
+from autosched.ir.ops import const, kernel_facts
 from autosched.ir.scope import scope_of
+from autosched.ir.shares import Shares, tile_of
 from autosched.ir.spec import Found, Row, Statement, View, intervals, loads, starts
 
 MAX_LANES = 64
@@ -151,7 +152,7 @@ def _arrivals(view: View) -> Found:
     """Loops whose last program goes on: around them is the grid alone, and what they store is
     scratch that only the programs of one tile share."""
     for loop, around in view.loops:
-        if loop.attr[1] != "arrive":
+        if loop.attr[1] not in ("arrive", "share"):
             continue
         if any(x.attr[1] != "grid" for x in around):
             yield loop, "stands inside of more than a grid"
@@ -166,6 +167,28 @@ def _arrivals(view: View) -> Found:
             used = handles & {n.src[0] for n in loads(*s.store.src[1:])}
             if used and not set(around) <= set(s.loops):
                 yield s.path, "reads parts outside of the grid that stores them"
+
+
+def _shares(view: View) -> Found:
+    """Parts that are dealt out are those that the facts of their kernel tell; emitters go by these
+    facts. Their loop is the first thing in the grid of its kernel."""
+    for root in view.program.body:
+        body, around = root.src, []
+        while len(body) == 1 and body[0].op == "forall" and body[0].attr[1] == "grid":
+            around.append(body[0])
+            body = body[0].src[2:]
+        facts = kernel_facts(root)
+        dealt = facts.get("programs", 0) != 0
+        first = body[0] if body and body[0].op == "forall" else None
+        shared = first is not None and first.attr[1] == "share"
+        if dealt != shared:
+            yield root, "the fact programs and a loop bound to share come together"
+        elif first is not None and shared:
+            shares = Shares(*(facts.get(name, 0) for name in ("pieces", "programs", "shared")))
+            parts = simplify(shares.parts(tile_of(around, facts.get("group", 0))))
+            lo, hi = (simplify(b) for b in first.src[:2])
+            if lo is not const(0, "int32") or hi is not parts:
+                yield first, "has other parts than the facts of the kernel tell"
 
 
 def _shadows(view: View) -> Found:
@@ -267,6 +290,7 @@ TILE_ROWS: tuple[Row, ...] = (
     Row("LANE", "tile", "a lane is the innermost loop and a power of two", _lanes),
     Row("GRID", "tile", "grid loops stand outside all others", _grids),
     Row("ARRIVE", "tile", "parts are scratch of one tile, merged behind them", _arrivals),
+    Row("SHARE", "tile", "parts that are dealt out are those that facts tell", _shares),
     Row("SHADOW", "tile", "a loop's axis is not that of a loop around it", _shadows),
     Row("BOUNDS", "tile", "bounds are the same for all lanes", _bounds_vary),
     Row("RACE", "tile", "parallel iterations store to places of their own", _races),

@@ -9,9 +9,9 @@ from typing import Any
 import programs as P
 
 from autosched.ir.define import algebra
-from autosched.ir.node import Node, Program
+from autosched.ir.node import Node, Program, walk
 from autosched.ir.ops import cast, exp, input_, iota, max_, reaxis, sum_, where
-from autosched.ir.rules import split_reduce, tile
+from autosched.ir.rules import skip, split_reduce, tile
 from autosched.ir.rules.action import Action, act
 from autosched.ir.schedule import run_actions
 
@@ -65,3 +65,25 @@ def by_hand(
     plans = [[[*axes, [part, 1]], reduces, facts], [axes, [], facts]]
     tiled = act("tile", keep=keep, joined=True, plans=plans)
     return [split, tiled, *([act("arrive", axis=part)] if arrive else [])]
+
+
+def dealt(
+    program: Program, axis: str, block: int, axes: Sequence[Any], programs: int, waves: int = 0,
+    reduces: Sequence[Any] = (), facts: Sequence[Any] = FACTS,
+) -> list[Action]:  # fmt: skip
+    """The actions that deal the tiles of a program out; facts may have a group."""
+    part, group = split_reduce.part_axis(axis), dict(map(tuple, facts)).get("group", 0)
+    boxes = [(a, size) for a, size, *_ in axes if size != 0]
+    cut = act("stream", axis=axis, block=block, tiles=boxes, programs=programs, waves=waves,
+              group=group)  # fmt: skip
+    made = run_actions(program, [cut])
+    assert isinstance(made, Program), made
+    states = set(split_reduce.partial_states(made, axis))
+    keep = [n for n, value in enumerate(tile.candidates(made)) if value in states]
+    plans = [[[*axes, [part, 1]], reduces, facts], [axes, [], facts]]
+    tiled = act("tile", keep=keep, joined=True, plans=plans)
+    opened = run_actions(made, [tiled])
+    assert isinstance(opened, Program), opened
+    extent = next(dict(n.free)[axis] for n in walk(*program.body) if axis in dict(n.free))
+    share = act("share", axis=part, blocks=-(-extent // block), programs=programs, waves=waves)
+    return [cut, tiled, *skip.propose(opened), share]

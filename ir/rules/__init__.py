@@ -15,10 +15,12 @@ from autosched.ir.rules import (
     match_dot,
     place,
     rfactor,
+    share,
     skip,
     split,
     split_reduce,
     stagger,
+    stream,
     tile,
     trim,
 )
@@ -40,4 +42,6 @@ RULES: dict[str, Callable[[Program, Action], Program | Illegal]] = {
     "stagger": stagger.apply,
     "split_reduce": split_reduce.apply,
     "arrive": arrive.apply,
+    "stream": stream.apply,
+    "share": share.apply,
 }

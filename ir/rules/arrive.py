@@ -30,11 +30,11 @@ ARRIVE = "arrive"
 
 def apply(program: Program, action: Action) -> Program | Illegal:
     axis = action["axis"]
-    at = [n for n, k in enumerate(program.body) if axis in {x.attr[0] for x in _grid(k)[0]}]
+    at = [n for n, k in enumerate(program.body) if axis in {x.attr[0] for x in grid_of(k)[0]}]
     if not at or at[0] + 1 == len(program.body):
         return Illegal("NO_PARTS", f"no kernel has a grid loop over {axis} and one behind it")
     first, second = program.body[at[0] : at[0] + 2]
-    (loops, parts), (others, rest) = _grid(first), _grid(second)
+    (loops, parts), (others, rest) = grid_of(first), grid_of(second)
     (own,) = (x for x in loops if x.attr[0] == axis)
     around = [x for x in loops if x is not own]
     if [_header(x) for x in around] != [_header(x) for x in others]:
@@ -51,7 +51,7 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     return program.with_body(*program.body[: at[0]], made, *program.body[at[0] + 2 :])
 
 
-def _grid(node: Node) -> tuple[list[Node], tuple[Node, ...]]:
+def grid_of(node: Node) -> tuple[list[Node], tuple[Node, ...]]:
     """The chain of grid loops of a kernel, outermost first, and what stands inside."""
     loops: list[Node] = []
     body = node.src

@@ -18,7 +18,8 @@ are broken as in one pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from autosched.ir.expand import fresh
 from autosched.ir.extent import as_node, ext_cdiv
@@ -50,9 +51,33 @@ def propose(program: Program, target: object = None) -> tuple[Action, ...]:
 
 
 def apply(program: Program, action: Action) -> Program | Illegal:
-    if program.level != "algebra":
-        return Illegal("NOT_ALGEBRA", "split_reduce rewrites algebra programs")
     axis, block, parts = action["axis"], int(action["block"]), action.size("parts")
+
+    def even(blocks: Extent) -> Pieces | Illegal:
+        if isinstance(blocks, int) and isinstance(parts, int) and parts > blocks:
+            return Illegal("TOO_BIG", f"{axis} has {blocks} blocks, not {parts} parts")
+        return Pieces(parts, *_interval(part_axis(axis), parts, blocks), as_node(parts))
+
+    return in_pieces(program, axis, block, even)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """How blocks are cut: `most` pieces, of which piece `part` has the blocks from lo to hi, both
+    over the axis of the parts; of these pieces the first `count` are merged."""
+
+    most: Extent
+    lo: Node
+    hi: Node
+    count: Node
+
+
+def in_pieces(
+    program: Program, axis: str, block: int, cut: Callable[[Extent], Pieces | Illegal]
+) -> Program | Illegal:
+    """The program with the reduces over an axis in pieces. cut: of so many blocks."""
+    if program.level != "algebra":
+        return Illegal("NOT_ALGEBRA", "reduces are split in algebra programs")
     found = [r for r in _reduces(program) if r.attr[1] == (axis,)]
     found = [r for r in found if _extent(r) == _extent(found[0])]
     if not found:
@@ -61,18 +86,17 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     if isinstance(extent, int) and block > extent:
         return Illegal("TOO_BIG", f"{axis} has {extent} elements, a block {block}")
     taken = {a for n in walk(*program.body) for a, _ in n.free}
-    blocks, part = ext_cdiv(extent, block), part_axis(axis)
-    lo, hi = _interval(part, parts, blocks)
+    pieces = cut(ext_cdiv(extent, block))
+    if isinstance(pieces, Illegal):
+        return pieces
     outer, inner = fresh(f"{axis}.blk", taken), fresh(f"{axis}.in", taken)
-    pass_ = Pass(axis, extent, block, outer, inner, first=lo)
-    if isinstance(blocks, int) and isinstance(parts, int) and parts > blocks:
-        return Illegal("TOO_BIG", f"{axis} has {blocks} blocks, not {parts} parts")
+    pass_ = Pass(axis, extent, block, outer, inner, first=pieces.lo)
     try:
         for node in found:
             pass_.add(node)
     except NoRow as reason:
         return Illegal("NO_CORRECTION", str(reason))
-    table = pass_.values(_merged(pass_, hi, part, parts))
+    table = pass_.values(_merged(pass_, pieces.hi, part_axis(axis), pieces.count))
     return program.with_body(*(replace_nodes(b, table) for b in program.body))
 
 
@@ -99,7 +123,7 @@ def _interval(part: str, parts: Extent, blocks: Extent) -> tuple[Node, Node]:
     return lo, hi
 
 
-def _merged(pass_: Pass, hi: Node, part: str, parts: Extent) -> dict[Node, Node]:
+def _merged(pass_: Pass, hi: Node, part: str, count: Node) -> dict[Node, Node]:
     """{result of a reduce: its state behind all parts, merged one by one}."""
     lo = pass_.first
     right = pass_.results(hi)
@@ -119,7 +143,7 @@ def _merged(pass_: Pass, hi: Node, part: str, parts: Extent) -> dict[Node, Node]
     states = {
         f"all{k}": (init, both[r]) for k, (r, init) in enumerate(zip(pass_.old, inits, strict=True))
     }
-    loop = fold(part, [(0, as_node(parts))], states)
+    loop = fold(part, [(0, count)], states)
     return {r: get(loop, k) for k, r in enumerate(pass_.old)}
 
 
