@@ -33,7 +33,7 @@ from autosched.codegen.triton_text import (
 from autosched.codegen.triton_values import MAX_ELEMENTS, number
 from autosched.codegen.triton_views import distinct_axes, resolve
 from autosched.ir.extent import as_extent, as_node, ext_product
-from autosched.ir.gpu_facts import DEFAULTS, described
+from autosched.ir.gpu_facts import DEFAULTS, described, rows_of
 from autosched.ir.node import Extent, Node, Program, walk
 from autosched.ir.open_extents import Sizes
 from autosched.ir.ops import kernel_facts
@@ -144,7 +144,7 @@ class _Kernel(Sharing):
     def kernel(self, node: Node, name: str) -> tuple[str, Launch]:
         facts = {n: number(e) for n, e in {**DEFAULTS, **kernel_facts(node)}.items()}
         self.stages, self.inner = facts["stages"], facts["inner"] or facts["stages"]
-        self.specialise = facts["specialise"] > 0
+        self.warps, self.specialise = facts["warps"], facts["specialise"] > 0
         self.parts, self.swapped = facts["epilogue"], facts["swap"] > 0
         self.promote = facts["promote"] > 0
         self.order = Order(facts["group"], facts["snake"] > 0)
@@ -159,6 +159,7 @@ class _Kernel(Sharing):
         if not persistent:
             self.fixed = frozenset(loop.attr[0] for loop in grid)
         if self.specialise:
+            self.rows = rows_of(node)
             self.check_handed(n for n in walk(node) if n.op == "dot")
         trips = [(loop.attr[0], _trips(loop)) for loop in grid]
         self.slots = _strides(trips)

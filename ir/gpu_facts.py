@@ -20,6 +20,7 @@ EVERY, FIRST, SECOND, STORES, OTHERS = 1, 2, 4, 8, 16
 LOADS = FIRST | SECOND
 GROUP_ROWS = 64  # of one asynchronous tensor instruction, for four warps
 LEAST_PART = 16  # elements of a line of what is stored in parts
+CHAIN_STAGES = 2  # steps in flight of several contractions for which other warps load
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def rules_of(kernel: Node) -> list[Node]:
             outer, inner = several[-2:]
             out.append((as_node(group) < 1) | ((as_node(group) < outer) & (inner > 1)))
     if facts["specialise"] != 0:
-        out += _specialised(kernel)
+        out += _specialised(kernel, facts["stages"])
     if facts["swap"] != 0:
         for rows, columns in _sides(kernel):
             out += [as_node(rows) < GROUP_ROWS, as_node(columns) >= GROUP_ROWS]
@@ -213,17 +214,26 @@ def _last_sizes(kernel: Node) -> Iterator[Extent]:
             yield sizes[-1]
 
 
-def _specialised(kernel: Node) -> list[Node]:
+def _specialised(kernel: Node, stages: Extent) -> list[Node]:
     """Triton 3.6 on Hopper asserts, or does nothing, unless all contractions of the kernel stand in
     one loop over one interval. Two groups contract, each at least 64 rows of what comes first in
-    memory: of fewer, both do all, or the compiler asserts."""
+    memory: of fewer, both do all, or the compiler asserts. With several contractions in the loop
+    (attention) and more than two steps in flight, groups of rows were NaN on an H200."""
     folds = [n for n in walk(*kernel.src) if n.op == "fold"]
     loops = [f for f in folds if any(n.op == "dot" for n in walk(*f.src[2 * f.attr[2] :]))]
     inside = {n for f in loops for n in walk(*f.src[2 * f.attr[2] :])}
     outside = [n for n in walk(*kernel.src) if n.op == "dot" and n not in inside]
     if len(loops) != 1 or loops[0].attr[2] != 1 or outside:
         return [const(False, "bool")]
-    return [as_node(rows) >= 2 * GROUP_ROWS for rows, _ in _sides(kernel)]
+    out = [as_node(rows) >= 2 * GROUP_ROWS for rows, _ in _sides(kernel)]
+    if sum(n.op == "dot" for n in inside) > 1:
+        out.append(as_node(stages) <= CHAIN_STAGES)
+    return out
+
+
+def rows_of(kernel: Node) -> frozenset[str]:
+    """The axes of the rows of contractions, along which groups of warps share them."""
+    return frozenset(a for _, rows, _ in turned(kernel) for a in rows)
 
 
 def _sides(kernel: Node) -> Iterator[tuple[Extent, Extent]]:
