@@ -15,16 +15,21 @@ from autosched.ir.rules.action import Action, Illegal
 from autosched.ir.schedule import Schedule, Sketch
 from autosched.ir.target import Target
 
+_Groups = dict[tuple[str, tuple[Action, ...]], list[tuple[Schedule, float]]]
+
 
 def training_rows(
-    records: Iterable[Record], programs: Mapping[str, Program], target: Target
-) -> Rows | None:
+    records: Iterable[Record], programs: Mapping[str, Program], target: Target,
+    plans: int | None = None,
+) -> Rows | None:  # fmt: skip
     """One row for each record of a timed schedule of ours; None where there is none.
 
     programs: algebra program per workload key; records of other workloads are left out, as are
     schedules whose actions no longer apply (the rules have changed since).
+    plans: at most so many lists of actions, from every workload alike, those with the most records
+    first: a plan takes some 10 ms however many records it has.
     """
-    groups: dict[tuple[str, tuple[Action, ...]], list[tuple[Schedule, float]]] = defaultdict(list)
+    groups: _Groups = defaultdict(list)
     for r in records:
         if r.latency_us is not None and r.peer is None and r.workload in programs:
             schedule = Schedule.from_json(r.schedule_json)
@@ -32,7 +37,7 @@ def training_rows(
     tables: list[FeatureTable] = []
     latencies: list[float] = []
     workloads: list[str] = []
-    for (workload, actions), found in groups.items():
+    for (workload, actions), found in _chosen(groups, plans):
         sketch = Sketch(found[0][0].sketch, actions, ())
         made = sketch_features(programs[workload], sketch, target)
         if isinstance(made, Illegal):
@@ -45,3 +50,18 @@ def training_rows(
     if not tables:
         return None
     return Rows(concatenate(tables), np.array(latencies), tuple(workloads))
+
+
+def _chosen(
+    groups: _Groups, plans: int | None
+) -> list[tuple[tuple[str, tuple[Action, ...]], list[tuple[Schedule, float]]]]:
+    """The groups of at most so many plans, in their own order."""
+    if plans is None or len(groups) <= plans:
+        return list(groups.items())
+    turn: dict[str, int] = defaultdict(int)
+    places: list[tuple[int, int, tuple[str, tuple[Action, ...]]]] = []
+    for key in sorted(groups, key=lambda k: -len(groups[k])):
+        places.append((turn[key[0]], len(places), key))
+        turn[key[0]] += 1
+    kept = {key for _, _, key in sorted(places, key=lambda p: p[:2])[:plans]}
+    return [(key, found) for key, found in groups.items() if key in kept]

@@ -22,6 +22,7 @@ from autosched.search.strategy import Result
 from autosched.tools.campaign import Bench, TaskState
 
 OTHERS = 1500  # records of other workloads to learn from, the latest
+PLANS = 500  # of the logs that come with the package: what takes a few seconds
 
 
 class Learner:
@@ -43,6 +44,18 @@ class Learner:
     def name(self) -> str:
         """What ranks: the analytic model, or the trained one and on how many records."""
         return f"boosted trees on {self.count} records" if self.model.members else "roofline"
+
+    def teach(self, rows: Rows | None) -> None:
+        """Takes in rows of other workloads, and fits the model to them."""
+        self._others = rows
+        self.learn(())
+
+    def fork(self) -> Learner:
+        """Another one that knows what this one knows, and learns for itself from here on."""
+        other = Learner(self._seed)
+        other.model, other._others = self.model, self._others
+        other._mine, other._seen = dict(self._mine), dict(self._seen)
+        return other
 
     def read(self, store: Store, bench: Bench, states: Sequence[TaskState]) -> None:
         """Takes in what the store knows: of the tasks at hand, and of others on this machine; and
@@ -92,7 +105,7 @@ def shipped_rows(target: Target, without: Collection[str] = ()) -> Rows | None:
     """What the package's own logs know of a target, except of some workloads."""
     records, texts = shipped_records(target.key)
     programs = {key: parse(texts[key]) for key in sorted(set(texts) - set(without))}
-    return training_rows(records, programs, target)
+    return training_rows(records, programs, target, PLANS)
 
 
 def _rows(state: TaskState, sketch: int, results: Sequence[Result]) -> Rows:
