@@ -47,7 +47,7 @@ def _moves_twice(lines: Sequence[str]) -> str | None:
     """Groups of warps that share the rows of a box differ in the ranges of their rows, and in the
     coordinates of their descriptors. Where they differ in another number, which they spread over
     rows as it is, Triton 3.6 moved by a coordinate what the range moves already: on an H200 rows
-    were left out, masked wrongly or read from outside.
+    were left out or masked wrongly.
     """
     first: frozenset[str] | None = None
     for part in _parts(lines):

@@ -276,8 +276,8 @@ class Memory(Reductions):
 
     def apart(self, at: Node) -> Val:
         """A coordinate that nothing else is made of. Where groups of warps share a box's rows,
-        Triton 3.6 moves the second group's coordinate, and with it all else that is made of the
-        same value: pointers, tests of rows. Those move by their ranges already."""
+        Triton 3.6 moves the second group's coordinate, and with it the tensors that are made of
+        the same value: tests of rows. Those move by their ranges already."""
         with self.scopes.at(self.scopes.home(at)):
             sums, key = self.scopes.stack[-1].sums, (at, "apart")
             if key not in sums:

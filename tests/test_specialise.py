@@ -15,7 +15,8 @@ from autosched.codegen.triton_memory import Memory
 from autosched.codegen.triton_spec import TritonModule
 from autosched.ir import gpu_facts
 from autosched.ir.node import Node, Program
-from autosched.ir.schedule import Sketch, replay
+from autosched.ir.open_extents import OpenTile, open_replay
+from autosched.ir.schedule import Schedule, Sketch, replay
 from autosched.ir.sketch_gpu import gpu_sketches
 from autosched.ir.target import parse_target
 from autosched.tools.gpu_programs import product, scaled_product
@@ -46,12 +47,22 @@ def specialised(program: Program, ending: str = "") -> Sketch:
     )  # fmt: skip
 
 
-def module(program: Program, ending: str, knobs: Knobs) -> TritonModule:
+def chosen(program: Program, ending: str, knobs: Knobs) -> Schedule:
+    """Its first schedule with these knobs."""
     sketch = specialised(program, ending)
     table = sketch.table()
     fit = np.logical_and.reduce([np.asarray(table[f"k0.{k}"]) == v for k, v in knobs.items()])
     at = int(np.flatnonzero(fit)[0])
-    tile = replay(program, sketch.schedule({k.name: int(table[k.name][at]) for k in sketch.knobs}))
+    return sketch.schedule({k.name: int(table[k.name][at]) for k in sketch.knobs})
+
+
+def shared(self: Memory, at: Node) -> object:
+    """Coordinates as they were: the values that all else is made of."""
+    return self.value(at)
+
+
+def module(program: Program, ending: str, knobs: Knobs) -> TritonModule:
+    tile = replay(program, chosen(program, ending, knobs))
     assert isinstance(tile, Program), tile
     made = emit(tile, Header("specialise"))
     assert isinstance(made, TritonModule), made
@@ -61,18 +72,35 @@ def module(program: Program, ending: str, knobs: Knobs) -> TritonModule:
 
 @pytest.mark.parametrize("name", CASES)
 def test_groups_move_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each group has its own rows' pointers and tests; made of coordinates they would move twice,
-    and such a build is refused."""
+    """Each group has the tests of its own rows; made of coordinates they would move twice, and such
+    a build is refused."""
     define, ending, knobs = CASES[name]
     program = define()
     assert build(module(program, ending, knobs), TARGET, tmp_path).kernels[0].threads == 3 * 128
 
-    def shared(self: Memory, at: Node) -> object:
-        return self.value(at)
-
     monkeypatch.setattr(Memory, "apart", shared)
     with pytest.raises(MiscompiledError, match="moves a group of warps twice"):
         build(module(program, ending, knobs), TARGET, tmp_path)
+
+
+def test_groups_move_once_where_extents_are_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pointers, too, are made of coordinates, times strides."""
+    define, ending, knobs = CASES["tail"]
+    schedule = chosen(define(), ending, knobs)
+
+    def made() -> TritonModule:
+        found = open_replay(define(), schedule)
+        assert isinstance(found, OpenTile), found
+        emitted = emit(found.tile, Header("open"), found.sizes)
+        assert isinstance(emitted, TritonModule), emitted
+        return emitted
+
+    assert build(made(), TARGET, tmp_path).kernels[0].threads == 3 * 128
+    monkeypatch.setattr(Memory, "apart", shared)
+    with pytest.raises(MiscompiledError, match="moves a group of warps twice"):
+        build(made(), TARGET, tmp_path)
 
 
 @pytest.mark.parametrize("ending", [".tested", ".tested.longest"])
