@@ -12,8 +12,8 @@ from autosched.tools.suite_options import How, Options, SuiteBenchError
 
 
 def race(
-    name: str, out: Path | None, tune: str, pick: str, plan: bool, say: Callable[[str], None],
-    **given: Any,
+    name: str, out: Path | None, tune: str, tune_rows: tuple[str, ...], pick: str, plan: bool,
+    say: Callable[[str], None], **given: Any,
 ) -> str:  # fmt: skip
     """The rows and peers of a suite (plan), or the short table of its race.
 
@@ -22,6 +22,6 @@ def race(
     model_only = options.choice("--pick", pick, ("logs", "model")) == "model"
     if out is None and not plan:
         raise SuiteBenchError("name a folder for the suite's results: --out FOLDER")
-    how = How(options.duration_s(tune), model_only)
+    how = How(options.duration_s(tune), model_only, tune_rows)
     wanted = Options(out or Path(), name, how=how, **given)
     return planned(wanted) if plan else run(wanted, say)

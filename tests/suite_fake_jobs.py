@@ -8,15 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autosched.codegen.jobs import JobFailure
 from autosched.codegen.measure import Timing
-from autosched.ir.record import Status
 
 SPEEDS = {"cublas": 120.0, "inductor": 110.0, "helion": 150.0}
 
 
 def warm_up(device: str = "cuda") -> dict[str, Any]:
     return {"device": "a fake", "capability": "sm_90", "seconds": 0.0}
+
+
+def ready() -> str:
+    return "a fake"
 
 
 def build_schedule(
@@ -53,22 +55,28 @@ def prepare_peer(folder: str, facts: Mapping[str, Any], name: str, seed: int,
 
 def run_race(
     folder: str, facts: Mapping[str, Any], ours: Sequence[Mapping[str, Any]],
-    peers: Sequence[str], seed: int, **how: Any,
+    peers: Sequence[str], seed: int, keep: Sequence[int] = (), **how: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Ours is wrong on 512 rows, out of memory on 64; with inductor in the race the process dies
-    once on 4096 rows."""
+    """The first of ours is wrong on 512 rows, all of them on 16; out of memory on 64 rows with any
+    of ours; with inductor in the race the process dies once on 4096 rows."""
     rows = facts["sizes"].get("m", 0)
-    if ours and rows == 512:
-        raise JobFailure(Status.WRONG_RESULT, "data x 8: y: relative error 1e+00 is above 1e-02")
+    wrong = {512: ours[:1], 16: ours}.get(rows, [])
     if ours and rows == 64:
         raise RuntimeError("CUDA out of memory. Tried to allocate 200 GiB")
     mark = Path(folder) / "died"
     if "inductor" in peers and rows == 4096 and not mark.exists():
         mark.touch()
         ctypes.string_at(0)
+
     def runner(us: float) -> dict[str, Any]:
         return {"warm_us": [us, us * 1.1, us], "cold_us": [2 * us], "how": "graph",
                 "rel_l2": 1e-3}  # fmt: skip
-    return {"ours": runner(100.0) if ours else None, "refused": {}, "scales": [1.0],
-            "peers": {p: runner(SPEEDS.get(p, 90.0)) for p in peers}, "pairs": None,
-            "torch": "2"}  # fmt: skip
+
+    best = len(wrong) if len(wrong) < len(ours) else None
+    return {"ours": {str(n): runner(100.0 if n == best else 104.0) for n in {best, *keep}
+                     if n is not None and n >= len(wrong)},
+            "best": None if best is None else str(best), "refused": {},
+            "wrong": {str(n): ["wrong_result", "data x 8: y: relative error 1e+00 is above 1e-02"]
+                      for n in range(len(wrong))},
+            "scales": [*how["scales"], 1.0], "pairs": None, "torch": "2",
+            "peers": {p: runner(SPEEDS.get(p, 90.0)) for p in peers}}  # fmt: skip

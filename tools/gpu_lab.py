@@ -7,6 +7,7 @@ kernel has spoilt the first. What a candidate does costs only itself.
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections import deque
@@ -40,6 +41,7 @@ class GpuJobs:
     prepare: str = "autosched.codegen.gpu_jobs:prepare"
     measure: str = "autosched.codegen.gpu_jobs:measure"
     versus: str = "autosched.tools.gpu_peers:versus"
+    ready: str = "autosched.codegen.triton_jobs:toolchain"
     builder_modules: tuple[str, ...] = ("autosched.codegen.triton_jobs",)
     measurer_modules: tuple[str, ...] = ("autosched.codegen.gpu_jobs", "autosched.tools.gpu_peers")
     packages: tuple[str, ...] = ("autosched",)
@@ -160,7 +162,7 @@ class GpuLab:
         self.jobs, self.limits = jobs or GpuJobs(), limits or GpuLimits()
         cores = len(os.sched_getaffinity(0))
         # The process that measures keeps a core, where there are some to share out.
-        count = builders or (cores - 1 if measure and cores > 4 else cores)
+        count = self._count = builders or (cores - 1 if measure and cores > 4 else cores)
         both = {"TRITON_CACHE_DIR": str(folder / "triton"), "OMP_NUM_THREADS": "1",
                 "OPENBLAS_NUM_THREADS": "1"}  # fmt: skip
         # A builder never sees the device; a measurer may use a few threads for what torch does.
@@ -187,7 +189,18 @@ class GpuLab:
                  trace: TracebackType | None) -> None:
         self.close()
 
+    def start_builders(self) -> None:
+        """Has all builders start now, so that the first builds do not wait for them."""
+        for _ in range(self._count):
+            self._builders.submit(Job(self.jobs.ready, {}, Stage.BUILD))
+
     # -- tasks -----------------------------------------------------------------------------
+
+    def beside(self, folder: Path) -> GpuLab:
+        """The same processes with folders of their own: what was built here is not known there."""
+        other = copy.copy(self)
+        other.folder = folder
+        return other
 
     def place(self, name: str) -> Path:
         return self.folder / "tasks" / name

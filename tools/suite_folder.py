@@ -2,7 +2,7 @@
 
     rows.jsonl                          one line a row, as it is done
     records.sqlite, records.parquet     every attempt, ours and peers, as Records
-    facts.json, table.md                device, versions and ceilings of the last run; the report
+    facts.json, table.md                device, versions and command of the last run; the report
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from autosched.datasets.exchange import export_records
 from autosched.datasets.store import Store
 from autosched.datasets.suites import Suite
 from autosched.tools.suite_options import SuiteBenchError
-from autosched.tools.suite_report import Result, document
+from autosched.tools.suite_page import document
+from autosched.tools.suite_report import Result
 
 
 class Folder:
@@ -39,11 +40,12 @@ class Folder:
         return [r for r in read_results(self._place) if r.data["options"] == self._signature]
 
     def add(self, data: Mapping[str, Any]) -> None:
+        """Appends a row in one piece: other processes append to the same file."""
         path = self._place / "rows.jsonl"
         cut_short = path.exists() and not path.read_bytes().endswith(b"\n")
-        with open(path, "a", encoding="utf-8") as file:
-            line = json.dumps({**data, "options": self._signature})
-            file.write("\n" * cut_short + line + "\n")
+        line = json.dumps({**data, "options": self._signature}, separators=(",", ":"))
+        with open(path, "ab", buffering=0) as file:
+            file.write(("\n" * cut_short + line + "\n").encode())
 
     def note(self, facts: Mapping[str, Any]) -> None:
         """What the report says of the run as a whole."""
@@ -66,7 +68,7 @@ def read_results(place: Path) -> list[Result]:
 
 
 def write_report(place: Path, suite: Suite, docs: Path | None) -> None:
-    """The report of everything in the folder, there and at `docs`.
+    """The report of everything in the folder, at `docs` or else there.
 
     Raises: SuiteBenchError where nothing was measured there.
     """
@@ -74,6 +76,6 @@ def write_report(place: Path, suite: Suite, docs: Path | None) -> None:
     if not facts.exists():
         raise SuiteBenchError(f"{place} holds no results of a suite: run the suite first")
     text = document(suite, read_results(place), json.loads(facts.read_text("utf-8")))
-    for path in filter(None, (place / "table.md", docs)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+    path = docs or place / "table.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")

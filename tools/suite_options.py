@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autosched.datasets.suites import Suite, SuiteRow, in_turn
+from autosched.datasets.suites import Suite, SuiteRow, in_turn, suite
 from autosched.tools.gpu_peers_table import PEERS
 from autosched.tools.suite_report import table
 
@@ -18,15 +18,24 @@ class SuiteBenchError(ValueError):
 
 @dataclass(frozen=True)
 class How:
-    """What counts as ours. tune_s: to search for each row; model_only: no logs, no search."""
+    """What counts as ours. model_only: the model's pick and no logs; tune_s: seconds to search
+    live, from nothing, for each row that `tune_rows` names by a part of its name or by a peer
+    (all rows where it is empty)."""
 
     tune_s: float = 0.0
     model_only: bool = False
+    tune_rows: tuple[str, ...] = ()
+
+    def tunes(self, row: SuiteRow) -> bool:
+        """Whether a row is searched for live."""
+        named = not self.tune_rows or any(n in row.name or n in row.peers for n in self.tune_rows)
+        return self.tune_s > 0 and named
 
 
 @dataclass(frozen=True)
 class Options:
-    """One run. rows: parts of names; peers: names; both empty for all. command: for the report."""
+    """One run. rows: parts of names; peers: names; both empty for all. stores: files of records to
+    choose from; gpus: to share rows out to, 0 for all there are; command: for the report."""
 
     out: Path
     suite: str = "dense"
@@ -34,7 +43,7 @@ class Options:
     rows: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     how: How = field(default_factory=How)
-    store: Path | None = None
+    stores: tuple[Path, ...] = ()
     write_docs: Path | None = None
     build_only: bool = False
     scratch: Path | None = None
@@ -42,14 +51,37 @@ class Options:
     device: str = "cuda"
     seed: int = 0
     rounds: int = 15
+    gpus: int = 0
     command: str = "autosched bench --suite dense"
 
     @property
     def signature(self) -> dict[str, Any]:
         """What a row's result depends on: one of another run that differs is not taken over."""
+        how = self.how
         return {"target": self.target, "device": self.device, "seed": self.seed,
-                "tune_s": self.how.tune_s, "model_only": self.how.model_only,
-                "build_only": self.build_only, "peers": list(self.peers)}  # fmt: skip
+                "tune_s": how.tune_s, "tune_rows": list(how.tune_rows),
+                "model_only": how.model_only, "build_only": self.build_only,
+                "peers": list(self.peers)}  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON that `from_json` reads."""
+        data = asdict(self)
+        data |= {n: str(data[n].absolute()) for n in _PATHS if data[n] is not None}
+        return {**data, "stores": [str(p.absolute()) for p in self.stores]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Options:
+        """The options that `to_json` wrote."""
+        how = data["how"]
+        return cls(**{
+            **data, **{n: Path(data[n]) for n in _PATHS if data[n] is not None},
+            "stores": tuple(map(Path, data["stores"])), "rows": tuple(data["rows"]),
+            "peers": tuple(data["peers"]), "how": How(**{**how, "tune_rows":
+                                                         tuple(how["tune_rows"])}),
+        })  # fmt: skip
+
+
+_PATHS = ("out", "write_docs", "scratch")
 
 
 def select(chosen: Suite, options: Options) -> tuple[SuiteRow, ...]:
@@ -71,6 +103,12 @@ def select(chosen: Suite, options: Options) -> tuple[SuiteRow, ...]:
         kept = set(options.peers)
         rows = tuple(replace(r, peers=tuple(p for p in r.peers if p in kept)) for r in rows)
     return rows
+
+
+def select_left(options: Options, names: Sequence[str]) -> tuple[SuiteRow, ...]:
+    """The rows of these names, in the order of the suite."""
+    wanted = set(names)
+    return tuple(r for r in select(suite(options.suite), options) if r.name in wanted)
 
 
 def plan_table(rows: Sequence[SuiteRow]) -> str:

@@ -3,7 +3,8 @@
 Every round visits all runners, each round beginning with another one and every second one going
 backwards, so that a drifting clock meets all alike. A runner that can be captured is timed as the
 replay of a CUDA graph; one that can't is launched call by call, and the result says so. Warm: the
-same buffers again and again; cold: the second-level cache is written over before each run.
+same buffers again and again; cold: other data, several times what the second-level cache holds,
+are read before each run. (Were they written, the run would pay for writing them back.)
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -21,15 +22,22 @@ from autosched.codegen import gpu_timing
 Run = Callable[[], object]
 EAGER_INNER = 10  # launches between two events of a runner without a graph
 COLD_RUNS = 3  # of a visit
+SETTLED_US = 2000.0  # of one run: what takes longer needs no run before to warm the cache
+FLUSH_BYTES = 256 << 20  # more than four times the second-level cache
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a race goes on: rounds, and seconds of timed running at each visit, if warm."""
+    """How long a race goes on: rounds, and seconds of timed running at each visit, if warm.
+
+    whole_s: seconds after which no round of a kind begins, if there were at least `least`.
+    """
 
     rounds: int = 15
     visit_s: float = 0.01
     cold_rounds: int = 7
+    whole_s: float = 2.0
+    least: int = 3
 
 
 @dataclass(frozen=True)
@@ -110,15 +118,26 @@ def race(runs: Sequence[Run], plan: Plan, device: str = "cuda") -> list[Times]:
         hosts = [_Host(run) for run in runs]
         for host in hosts:
             host.sample()
-        return [Times(w, (), h.how) for h, w in zip(hosts, _rounds(hosts, plan.rounds, 0.0))]
+        once = replace(plan, visit_s=0.0)
+        return [Times(w, (), h.how) for h, w in zip(hosts, _rounds(hosts, once, plan.rounds))]
     warm = [runner(run) for run in runs]
-    warmed = _rounds(warm, plan.rounds, plan.visit_s)
+    warmed = _rounds(warm, plan, plan.rounds)
     hows = [w.how for w in warm]
-    del warm  # graphs hold the memory of what ran in them
-    flush = gpu_timing.flusher()
-    cold = [runner(run, cold=True) for run in runs]
-    cooled = _rounds(cold, plan.cold_rounds, 0.0, flush)
+    if not plan.cold_rounds:
+        return [Times(w, (), how) for w, how in zip(warmed, hows)]
+    # A graph of one run serves here too; the others are given up with the memory that they hold.
+    single = [w if w.inner == 1 else None for w in warm]
+    del warm
+    cold = [s or runner(run, cold=True) for s, run in zip(single, runs)]
+    cooled = _rounds(cold, plan, plan.cold_rounds, flusher())
     return [Times(w, c, how) for w, c, how in zip(warmed, cooled, hows)]
+
+
+def flusher() -> Run:
+    """Reads a buffer that is larger than the second-level cache."""
+    buffer = torch.zeros(FLUSH_BYTES // 4, dtype=torch.int32, device="cuda")
+    largest = torch.empty((), dtype=torch.int32, device="cuda")
+    return lambda: torch.amax(buffer, 0, out=largest)
 
 
 def runner(run: Run, cold: bool = False) -> Runner:
@@ -134,13 +153,16 @@ def runner(run: Run, cold: bool = False) -> Runner:
 
 
 def _rounds(
-    runners: Sequence[Runner], rounds: int, visit_s: float, flush: Run | None = None
+    runners: Sequence[Runner], plan: Plan, rounds: int, flush: Run | None = None
 ) -> list[tuple[float, ...]]:
     """The median of each visit, by runner."""
     found: list[list[float]] = [[] for _ in runners]
+    until = time.monotonic() + plan.whole_s
     for number in range(rounds):
+        if number >= plan.least and time.monotonic() > until:
+            break
         for n in order(len(runners), number):
-            found[n].append(statistics.median(_visit(runners[n], visit_s, flush)))
+            found[n].append(statistics.median(_visit(runners[n], plan.visit_s, flush)))
     return [tuple(f) for f in found]
 
 
@@ -153,9 +175,9 @@ def order(count: int, number: int) -> Iterator[int]:
 def _visit(one: Runner, visit_s: float, flush: Run | None) -> list[float]:
     if flush is not None:
         return [one.sample(flush) for _ in range(COLD_RUNS)]
-    if one.how != "host":
-        one.sample()  # brings its data back to the cache
     samples = [one.sample()]
+    if one.how != "host" and samples[0] < SETTLED_US:
+        samples = [one.sample()]  # the first brought its data back to the cache
     spent_us = samples[0] * one.inner
     while spent_us < visit_s * 1e6:
         samples.append(one.sample())

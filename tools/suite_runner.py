@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from autosched.codegen.jobs import Failed, Job, Outcome, Stage
 from autosched.codegen.measure import Timing
-from autosched.codegen.reference import write_given, write_program
 from autosched.datasets.store import Store
 from autosched.datasets.suites import SuiteRow
 from autosched.ir.count import count
@@ -24,17 +24,20 @@ from autosched.ir.text import to_text
 from autosched.tools.campaign import Bench
 from autosched.tools.gpu_lab import GpuLab, reason
 from autosched.tools.gpu_peers_table import PEERS, Kind
-from autosched.tools.suite_ours import Finalist, Finder, Ours
+from autosched.tools.suite_options import How
+from autosched.tools.suite_ours import Ahead, Finalist, Finder, Ours
 from autosched.tools.triton_lab import task_name
 
-LAST_S = 20.0  # kept for the row at hand and for writing
+_T = TypeVar("_T")
+LAST_S = 10.0  # kept for the row at hand and for writing
 # Seconds until a peer is given up: by how it comes by its kernel.
-PEER_S: Mapping[Kind, float] = {Kind.LIBRARY: 60.0, Kind.COMPILED: 120.0, Kind.TUNED: 240.0}
+PEER_S: Mapping[Kind, float] = {Kind.LIBRARY: 30.0, Kind.COMPILED: 60.0, Kind.TUNED: 120.0}
 # Seconds that a peer takes as a rule: a row that would not be done in time is left to the next run.
-USUAL_S: Mapping[Kind, float] = {Kind.LIBRARY: 1.0, Kind.COMPILED: 15.0, Kind.TUNED: 35.0}
-RACE_S = 180.0
-# Of a reference: data of other scales is left out where it would take longer.
-SCALED_S = 5.0
+USUAL_S: Mapping[Kind, float] = {Kind.LIBRARY: 0.5, Kind.COMPILED: 3.0, Kind.TUNED: 20.0}
+RACE_S = 120.0
+# Seconds that data of other scales may take, each as long as the reference.
+SCALED_S = 4.0
+SCALES = (8.0, 0.125)
 REASON_CHARS = 300
 
 
@@ -47,6 +50,7 @@ class Runner:
     bench: Bench
     store: Store
     rounds: int
+    how: How
     until: float  # monotonic seconds
     jobs: str = "autosched.tools.suite_jobs"
 
@@ -56,53 +60,64 @@ class Runner:
 
     def fits(self, row: SuiteRow) -> bool:
         """Whether there is time for a row, going by its peers."""
-        return self.left_s > LAST_S + _peers_s(row)
+        return self.left_s > LAST_S + _peers_s(row) + self.how.tune_s * self.how.tunes(row)
 
-    def row(self, row: SuiteRow) -> dict[str, Any]:
-        """Everything about one row, as JSON."""
+    def row(self, row: SuiteRow, ahead: Future[Ahead]) -> dict[str, Any]:
+        """Everything about one row, as JSON. ahead: its schedules, as they are chosen."""
         begun = time.monotonic()
         program = row.program()
         work = count(program)
         place = self.lab.place(task_name(program.key))
-        write_program(place, program)
-        if arrays := row.arrays():
-            write_given(place, arrays)
         data: dict[str, Any] = {
             "row": row.to_json(), "workload": program.key, "when": utc_now(),
             "bytes": work.read_bytes + work.write_bytes, "flops": work.contraction_flops,
             "notes": [],
         }  # fmt: skip
-        if self.lab.measurer is not None:
+        measured = self.lab.measurer is not None
+        tuned = self._tuned(row, data) if measured and self.how.tunes(row) else None
+        if measured:
             prepared = self.lab.prepare(place.name)
             if isinstance(prepared, Failed):
                 data["notes"].append(f"no reference: {reason(prepared)[:REASON_CHARS]}")
                 return _closed(data, begun)
             data["reference_s"] = prepared.value["seconds"]
-        ours = self._found(row)
-        data |= {"ours_s": ours.seconds, "tried": ours.tried, "failures": dict(ours.failures),
-                 "known": ours.known, "built": len(ours.finalists)}  # fmt: skip
+        ours = _tried(lambda: self.finder.find(ahead.result()), Ours((), 0), data)
+        data |= {"tried": ours.tried, "failures": dict(ours.failures), "known": ours.known,
+                 "built": len(ours.finalists)}  # fmt: skip
         if not ours.finalists:
             failed = ", ".join(f"{n} x {s}" for s, n in ours.failures.items())
             data["notes"].append(f"nothing of ours: {ours.note or failed or 'no schedule'}")
-        if self.lab.measurer is not None:
-            self._race(row, place, ours, data)
+        data["found_s"] = round(time.monotonic() - begun, 2)
+        if measured:
+            finalists, keep = _merged(ours.finalists, tuned)
+            self._race(row, place, finalists, keep, data)
         return _closed(data, begun)
 
-    def _found(self, row: SuiteRow) -> Ours:
-        """Our schedules; a compiler's bug is this row's note, and the run goes on."""
+    def _tuned(self, row: SuiteRow, data: dict[str, Any]) -> Finalist | None:
+        """The best of a live search, whose facts go to `data`."""
+        self.finder.busy(True)
         try:
-            return self.finder.find(row, max(0.0, self.left_s - LAST_S - _peers_s(row)))
-        except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(last.filename).name}:{last.lineno}"
-            return Ours((), None, 0, {}, 0, f"{type(error).__name__} at {where}: {error}")
+            found = _tried(lambda: self.finder.tune(row, self.how.tune_s), None, data)
+        finally:
+            self.finder.busy(False)
+        if found is None:
+            return None
+        data["tuned"] = {"seconds": found.seconds, "tried": found.tried,
+                         "best": [list(b) for b in found.best]}  # fmt: skip
+        return found.finalist
 
     # -- peers -----------------------------------------------------------------------------
 
-    def _race(self, row: SuiteRow, place: Path, ours: Ours, data: dict[str, Any]) -> None:
+    def _race(
+        self, row: SuiteRow, place: Path, ours: Sequence[Finalist], keep: int | None,
+        data: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """keep: number of the one that a live search found."""
         peers, data["refused"], data["peer_s"] = [], {}, {}
         for name in row.peers:
-            outcome = self._run("prepare_peer", PEER_S[PEERS[name].kind], folder=str(place),
+            kind = PEERS[name].kind
+            self.finder.busy(kind is Kind.TUNED)
+            outcome = self._run("prepare_peer", PEER_S[kind], folder=str(place),
                                 facts=row.to_json(), name=name)  # fmt: skip
             why = reason(outcome) if isinstance(outcome, Failed) else outcome.value.get("refused")
             if why is not None:
@@ -110,44 +125,63 @@ class Runner:
             else:
                 peers.append(name)
                 data["peer_s"][name] = outcome.value["seconds"]
-        raced = self._raced(row, place, ours, peers, data)
+        self.finder.busy(False)
+        begun = time.monotonic()
+        raced = self._raced(row, place, ours, keep, peers, data)
+        data["race_s"] = round(time.monotonic() - begun, 2)
         if raced is None:
             return
         data["refused"] |= raced["refused"]
         data |= {k: raced[k] for k in ("ours", "peers", "scales", "pairs", "torch")}
+        if raced["tuned"] is not None:
+            data["tuned"] |= raced["tuned"]
         if raced["pairs"] is not None:
             whole = row.sizes["i"] * row.sizes["j"]
             data["flops"] = round(data["flops"] * raced["pairs"] / whole)
         self._store(row, data)
 
     def _raced(
-        self, row: SuiteRow, place: Path, ours: Ours, peers: Sequence[str], data: dict[str, Any]
-    ) -> dict[str, Any] | None:
-        """The race of the fastest schedule of ours that is right; of the peers alone where none
-        is. A race that was lost is run once more with library calls alone."""
+        self, row: SuiteRow, place: Path, ours: Sequence[Finalist], keep: int | None,
+        peers: Sequence[str], data: dict[str, Any],
+    ) -> dict[str, Any] | None:  # fmt: skip
+        """The race of ours that are right and of the peers. One that was lost is run again with
+        library calls alone, then with the first of ours, then without ours."""
         library = [p for p in peers if PEERS[p].kind is Kind.LIBRARY]
-        for finalist in (*ours.finalists, None):
-            if finalist is None and not peers:
+        choices = [list(peers), library] if len(library) < len(peers) else [list(peers)]
+        spent, scales = 0.0, []
+        for scale in SCALES:
+            spent += data["reference_s"]
+            scales += [scale] * (spent <= SCALED_S)
+        for few in dict.fromkeys((len(ours), min(1, len(ours)), 0)):
+            some = ours[:few]
+            if not some and not peers:
                 return None
-            builds = [] if finalist is None else [
-                {"entry": finalist.build.entry, "bound": finalist.build.bound}]  # fmt: skip
-            for some in ([peers, library] if len(library) < len(peers) else [peers]):
+            for beside in choices:
                 outcome = self._run(
-                    "run_race", RACE_S, folder=str(place), facts=row.to_json(), ours=builds,
-                    peers=list(some), launcher=self.lab.setup.launcher, rounds=self.rounds,
-                    scaled=data["reference_s"] <= SCALED_S,
+                    "run_race", RACE_S, folder=str(place), facts=row.to_json(),
+                    ours=[{"entry": f.build.entry, "bound": f.build.bound} for f in some],
+                    keep=[] if keep is None or keep >= len(some) else [keep], peers=beside,
+                    launcher=self.lab.setup.launcher, rounds=self.rounds, scales=scales,
                 )  # fmt: skip
                 if not isinstance(outcome, Failed):
-                    found: dict[str, Any] = outcome.value
-                    if finalist is not None:
-                        found["ours"] |= _described(finalist)
-                    return found
-                data["notes"].append(f"{_who(finalist)}: {outcome.status.value}: "
+                    return self._told(row, some, keep, outcome.value, data)
+                data["notes"].append(f"{'ours' if some else 'the peers'}: {outcome.status.value}: "
                                      f"{reason(outcome)[:200]}")  # fmt: skip
-                if outcome.status in (Status.WRONG_RESULT, Status.NAN_RESULT):
-                    self._condemn(row, finalist, outcome)
-                    break  # the next of ours; the peers are not to blame
         return None
+
+    def _told(
+        self, row: SuiteRow, ours: Sequence[Finalist], keep: int | None,
+        found: Mapping[str, Any], data: dict[str, Any],
+    ) -> dict[str, Any]:  # fmt: skip
+        """What a race says, with the schedules of what was raced; who was wrong is recorded."""
+        for number, (status, why) in found["wrong"].items():
+            finalist = ours[int(number)]
+            data["notes"].append(f"ours ({finalist.by}): {status}: {why[:200]}")
+            self._condemn(row, finalist, Status(status), why)
+        results = {int(n): {**r, **_described(ours[int(n)])} for n, r in found["ours"].items()}
+        best = found["best"]
+        kept: Mapping[str, Any] | None = None if keep is None else results.get(keep)
+        return {**found, "ours": None if best is None else results[int(best)], "tuned": kept}
 
     def _run(self, function: str, limit_s: float, **facts: Any) -> Outcome:
         assert self.lab.measurer is not None
@@ -161,8 +195,9 @@ class Runner:
         """The race as records: ours, and every peer."""
         runners = {f"torch-{data['torch']} {n}": r for n, r in data["peers"].items()}
         records = [self._record(row, {"peer": n}, r) for n, r in runners.items()]
-        if (ours := data["ours"]) is not None:
-            records.append(self._record(row, ours["schedule"], ours))
+        mine = {str(r["schedule"]): r for r in (data["ours"], data.get("tuned"))
+                if r is not None and "schedule" in r}  # fmt: skip
+        records += [self._record(row, r["schedule"], r) for r in mine.values()]
         program = row.program()
         self.store.add(records, {program.key: to_text(program)})
 
@@ -174,10 +209,9 @@ class Runner:
                    "program": row.name, "cold_us": list(runner["cold_us"])},
         )  # fmt: skip
 
-    def _condemn(self, row: SuiteRow, finalist: Finalist | None, failed: Failed) -> None:
+    def _condemn(self, row: SuiteRow, finalist: Finalist, status: Status, why: str) -> None:
         """What was wrong on other data must not be chosen again."""
-        assert finalist is not None, "only ours is checked as ours"
-        record = self._base(row, finalist.schedule.to_json(), failed.status, error=failed.reason,
+        record = self._base(row, finalist.schedule.to_json(), status, error=why,
                             extra={"program": row.name})  # fmt: skip
         program = row.program()
         self.store.add([record], {program.key: to_text(program)})
@@ -207,8 +241,27 @@ def _missing(name: str, why: str) -> str:
     return "not installed" if gone else why.splitlines()[0][:REASON_CHARS]
 
 
-def _who(finalist: Finalist | None) -> str:
-    return "the peers" if finalist is None else "ours"
+def _tried(make: Callable[[], _T], otherwise: _T, data: dict[str, Any]) -> _T:
+    """What is made; a compiler's bug is this row's note, and the run goes on."""
+    try:
+        return make()
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}:{last.lineno}"
+        data["notes"].append(f"{type(error).__name__} at {where}: {error}")
+        return otherwise
+
+
+def _merged(
+    ours: Sequence[Finalist], tuned: Finalist | None
+) -> tuple[tuple[Finalist, ...], int | None]:
+    """All that are raced, each schedule once, and the number of the tuned one."""
+    if tuned is None:
+        return tuple(ours), None
+    texts = [f.schedule.text for f in ours]
+    if tuned.schedule.text in texts:
+        return tuple(ours), texts.index(tuned.schedule.text)
+    return (*ours, tuned), len(ours)
 
 
 def _described(finalist: Finalist) -> dict[str, Any]:
