@@ -223,6 +223,8 @@ def reshape(names: Names, x: Tensor, shape: Sequence[int]) -> Tensor:
     """The same elements in row-major order under another shape (all entries known)."""
     if math.prod(shape) != math.prod(x.shape):
         raise ModelError(f"a tensor of shape {x.shape} can't be reshaped to {tuple(shape)}")
+    if 0 in shape:
+        return _empty(names, x, shape)
     left = [s for s in shape if s != 1]
     todo = list(x.axes)
     exprs: dict[str, Node] = {}
@@ -255,6 +257,14 @@ def reshape(names: Names, x: Tensor, shape: Sequence[int]) -> Tensor:
         made.append(tuple(taken))
     rest = iter(made)
     return Tensor(view(x.node, exprs), tuple(next(rest) if s != 1 else () for s in shape))
+
+
+def _empty(names: Names, x: Tensor, shape: Sequence[int]) -> Tensor:
+    """`reshape` where there are no elements: any index will do that reads none."""
+    dims = tuple(names.axis("r", s) for s in shape)
+    none = next(dim[0] for dim in dims if dim and not dim[0][1])
+    exprs = {name: const(0, "int32") if extent else iota(*none) for name, extent in x.axes}
+    return Tensor(view(x.node, exprs), dims)
 
 
 def _into(exprs: dict[str, Node], name: str, expr: Node) -> dict[str, Node]:
