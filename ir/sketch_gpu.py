@@ -42,6 +42,9 @@ from autosched.ir.target import Target
 # Of a table that is made to see whether it is empty.
 FEW_ROWS = 10_000
 FALLING_GROUPS = (0, 4, 8, 16)  # of the loop around blocks of which the last take longest
+# Loops over the blocks that a mask lets through; where more follow each other, one that tests all
+# blocks may be the shorter way, for each loop fills and drains a pipeline.
+FOLLOWING = 2
 # Of an axis that one pass over a chain of reduces walks: with a contraction in it, and without.
 PASS_BLOCKS, PASS_LINES = (32, 64, 128), (512, 2048, 8192)
 
@@ -148,6 +151,14 @@ def _with_kept(
                         )
                         if again is not None:
                             yield again
+            if whole and _most_loops(program, sketch, len(head)) > FOLLOWING:
+                for further in ((), (stagger,)):
+                    named = f"{title}.tested"
+                    again = _sketch(
+                        named, program, head, keep, combo, precision, target, further, False
+                    )
+                    if again is not None:
+                        yield again
 
 
 def _uneven_axes(program: Program, sketch: Sketch, done: int) -> set[str]:
@@ -156,6 +167,14 @@ def _uneven_axes(program: Program, sketch: Sketch, done: int) -> set[str]:
     assert not isinstance(opened, Illegal)
     ends = [n.src[1] for n in walk(*opened.body) if n.op == "fold"]
     return {a.removesuffix(".o") for end in ends for a in end.names if a.endswith(".o")}
+
+
+def _most_loops(program: Program, sketch: Sketch, done: int) -> int:
+    """Loops over one axis that follow each other in a kernel."""
+    opened = run_actions(program, sketch.actions[done:])
+    assert not isinstance(opened, Illegal)
+    axes = [[n.attr[0] for n in walk(k) if n.op == "fold"] for k in opened.body]
+    return max((found.count(a) for found in axes for a in found), default=0)
 
 
 def _longest_first(way: Way, uneven: set[str]) -> Way:
