@@ -244,14 +244,12 @@ def bench(
         metavar="TIME", callback=_checked(options.duration_s),
         help="Search each of the suite's rows so long, from nothing: 20s, 1m.")] = "0s",
     tune_rows: Annotated[str, typer.Option(
-        metavar="NAMES", help="The rows that --tune means, by names or peers; all by "
-        "default.")] = "",
+        metavar="NAMES", help="Rows that --tune means, by names or peers.")] = "",
     pick: Annotated[str, typer.Option(
-        metavar="logs|model", help="What is raced: the best of logs and model, or the cost model's "
+        metavar="logs|model", help="What is raced: the best of logs and model, or the model's "
         "pick.")] = "logs",
     store: Annotated[list[Path] | None, typer.Option(
-        metavar="FILE", help="Records to choose from, besides the package's logs; once for "
-        "each.")] = None,
+        metavar="FILE", help="Records to choose from, besides the package's logs.")] = None,
     gpus: Annotated[int, typer.Option(min=0, help="For the suite; all by default.")] = 0,
     write_docs: Annotated[Path | None, typer.Option(
         "--write-docs", metavar="FILE.md", help="Where the suite's report goes.")] = None,
@@ -272,8 +270,7 @@ def bench(
             suite, out, tune, options.names(tune_rows), pick, plan,
             lambda line: typer.echo(line, err=True), minutes=minutes, rows=options.names(rows),
             peers=options.names(peers), stores=tuple(store or ()), write_docs=write_docs,
-            build_only=build_only, seed=seed, rounds=rounds, gpus=gpus,
-        )  # fmt: skip
+            build_only=build_only, seed=seed, rounds=rounds, gpus=gpus)  # fmt: skip
         return Reply({"suite": suite, "out": str(out), "table": text},
                      functools.partial(screens.plain, text))  # fmt: skip
     if model is None or kernels is None:

@@ -20,6 +20,7 @@ from threading import Event
 from types import TracebackType
 
 from autosched.codegen.reference import write_given, write_program
+from autosched.codegen.task_files import PROGRAM
 from autosched.costmodel.model import CostModel
 from autosched.datasets.exchange import read_attempts
 from autosched.datasets.shipped import shipped_records
@@ -208,9 +209,12 @@ def _written(lab: GpuLab, row: SuiteRow) -> None:
     """A row's definition and its own arrays, in the folder of its task."""
     program = row.program()
     place = lab.place(task_name(program.key))
-    write_program(place, program)
+    if (place / PROGRAM).exists():  # of a row alike: a builder may be reading it
+        return
     if arrays := row.arrays():
+        place.mkdir(parents=True)
         write_given(place, arrays)
+    write_program(place, program)
 
 
 def _asked(state: TaskState, size: int) -> list[Schedule]:
