@@ -6,10 +6,16 @@ AUTOSCHED_TEST_DEVICE=cuda the same kernels run there (`pytest -n 8 tests/test_g
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_gpu_fusion import SMALL, TABLE, draw, plans
 from test_stagger import MASKS
 
@@ -24,7 +30,8 @@ from autosched.ir.scalar import round_to_grid
 from autosched.ir.schedule import Sketch, replay
 from autosched.ir.sketches import sketches
 from autosched.ir.target import parse_target
-from autosched.tools.triton_interpreter import Interpreter
+from autosched.tools.triton_interpreter import DEVICE, INTERPRET, Interpreter
+from autosched.tools.tune import tune
 
 Arrays = dict[str, np.ndarray]
 SM_90 = parse_target("sm_90")
@@ -170,3 +177,47 @@ def test_rows_masked_whole(interpreter: Interpreter, dtype: str, guarded: bool) 
         module = kernels(program, sketch, seed)
         got = interpreter(module, arrays)["o"]
         same(got, want, dtype, f"{sketch.name}\n{module.source}")
+
+
+# ---- dimensions of no elements -----------------------------------------------------------------
+
+
+class Nothing(torch.nn.Module):
+    """Products without rows, columns, terms and batches; attention without keys and queries."""
+
+    def forward(
+        self, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, q: Any, k: Any, v: Any
+    ) -> tuple[Any, ...]:
+        attend, gelu = torch.nn.functional.scaled_dot_product_attention, torch.nn.functional.gelu
+        products = gelu(a @ b), gelu(c @ d), gelu(e @ f) + 1.0, torch.relu(g @ h)
+        return (*products, attend(q, k, v), attend(k, q, q))
+
+
+RUN = """
+import sys, torch
+import none_gpu
+args = torch.load("args.pt")
+torch.save([y.cpu() for y in none_gpu.load()(*(x.to(sys.argv[1]) for x in args))], "outs.pt")
+"""
+
+
+def test_dimensions_of_no_elements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tuned, packaged and called: every shape and value as torch has it."""
+    monkeypatch.setattr("autosched.tools.learner.shipped_rows", lambda *_: None)
+    shapes = [(0, 16), (16, 8), (4, 16), (16, 0), (4, 0), (0, 8), (0, 4, 16), (0, 16, 8),
+              (1, 2, 8, 16), (1, 2, 0, 16), (1, 2, 0, 16)]  # fmt: skip
+    args = tuple(torch.randn(s) for s in shapes)
+    result = tune(Nothing(), args, tmp_path / "none_gpu", target="sm_90",
+                  store=tmp_path / "records.sqlite", probe=lambda: None)  # fmt: skip
+    assert all("0" in task.name for task in result.tasks), "only what has elements is computed"
+    torch.save(args, tmp_path / "args.pt")
+    device = os.environ.get(DEVICE, "cpu")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "none_gpu"), *sys.path]),
+           INTERPRET: "1" if device == "cpu" else "0"}  # fmt: skip
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", RUN, device], env=env,
+                         cwd=tmp_path, capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    wants, gots = Nothing()(*args), torch.load(tmp_path / "outs.pt")
+    assert [tuple(y.shape) for y in gots] == [tuple(y.shape) for y in wants]
+    assert all(torch.equal(a, b) for a, b in zip(gots, wants))
+    assert (gots[2] == 1.0).all() and (gots[4] == 0.0).all() and gots[4].numel()
