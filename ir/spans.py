@@ -139,14 +139,18 @@ def _extreme(terms: Mapping[Monomial, int], which: str, around: Around) -> Node 
             continue
         others = list(atoms)
         others.remove(tiles[0])
-        if len(tiles) > 1 or any((range_of(n)[0] or 0) < 0 or range_of(n)[0] is None
-                                 for n in others):  # fmt: skip
+        if len(tiles) > 1 or not all(_not_negative(n) for n in others):
             return None
         end = _end(tiles[0], which if factor > 0 else MOST if which == LEAST else LEAST, around)
         if end is None:
             return None
         out = out + from_poly({tuple(others): factor}, "int32") * end
     return simplify(out)
+
+
+def _not_negative(factor: Node) -> bool:
+    least, _ = range_of(factor)
+    return least is not None and least >= 0
 
 
 def _end(at: Node, which: str, around: Around) -> Node | None:

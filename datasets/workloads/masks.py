@@ -4,9 +4,10 @@ One convention holds inside: queries are the *last* positions of the keys (query
 at position i + J - I: bottom-right alignment), and windows and prefixes are inclusive, so that a
 window W keeps W keys on a side besides the query's own. What other codebases mean is converted
 where their graphs are imported. A predicate sees positions, never rows, and these may be any
-int32 values: iotas, tiles of a block list, pages. Packed documents are two arrays, at each position
-the start and the end of its document: a loop's bounds can be read off them, off ids they can't. Two names of LongCA's list have no published
-definition (qk_sparse, hash_sparse) and are left out.
+int32 values: iotas, tiles of a block list, pages. Packed documents are two arrays, at each
+position the start and the end of its document: the bounds of a loop can be read off these, and
+can't be off ids. Two names of LongCA's list have no published definition (qk_sparse, hash_sparse)
+and are left out.
 """
 
 from __future__ import annotations
