@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,11 @@ torch = pytest.importorskip("torch")
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
+from autosched.codegen import gpu_timing  # noqa: E402
+from autosched.codegen.gpu_jobs import contained  # noqa: E402
+from autosched.codegen.gpu_task import make_task  # noqa: E402
+from autosched.codegen.jobs import JobFailure  # noqa: E402
+from autosched.ir.record import Status  # noqa: E402
 from autosched.tools import gpu_programs  # noqa: E402
 from autosched.tools.gpu_package import packaged  # noqa: E402
 
@@ -197,6 +203,56 @@ def test_nan_and_infinity_give_what_the_definition_gives(package: Any) -> None:
     x = torch.randn(ROWS, device="cuda")
     x[3, 5], x[4, 6], x[5, :] = math.nan, -math.inf, -math.inf
     assert torch.allclose(package.rows(x), torch.softmax(x, 1), equal_nan=True, atol=1e-6)
+
+
+def test_a_call_without_room_says_so_and_the_next_one_works(package: Any) -> None:
+    a = torch.randn(512, 512, device="cuda").half()
+    assert right(package.large(a, a), a, a)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    taken = []
+    torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            while True:
+                taken.append(torch.empty_like(a))
+        with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+            package.large(a, a)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    taken.clear()
+    assert right(package.large(a, a), a, a)
+
+
+def test_a_candidate_costs_no_other() -> None:
+    """What measures: a stray write is undone, and too little room is an outcome."""
+    task = make_task(PROGRAMS["product"], 0, torch.device("cuda"))
+    want = {n: x.clone() for n, x in {**task.inputs, **task.outputs}.items()}
+    stray = pytest.raises(JobFailure, match="wrote outside its outputs: to input x")
+    with stray as found, contained(task):
+        task.inputs["x"][-1, -1] = math.nan
+    assert found.value.status is Status.WRONG_RESULT
+    full = pytest.raises(JobFailure, match=r"no room on the device: .*out of memory")
+    with full as found, contained(task):
+        torch.empty(1 << 45, device="cuda")
+    assert found.value.status is Status.OUT_OF_MEMORY
+    assert all(torch.equal(x, want[n]) for n, x in {**task.inputs, **task.outputs}.items())
+    with contained(task):
+        torch.ones(8, device="cuda")
+
+
+def test_a_replay_keeps_what_it_writes_to() -> None:
+    def captured() -> tuple[Any, Any]:
+        x = torch.ones(1 << 20, device="cuda")
+        out = torch.empty_like(x)
+        return gpu_timing.capture(lambda: torch.add(x, 1, out=out)), weakref.ref(out)
+
+    replay, out = captured()
+    taken = [torch.zeros(1 << 20, device="cuda") for _ in range(8)]
+    replay.sample()
+    assert out() is not None and (out() == 2).all()
+    assert not any(t.any() for t in taken)
 
 
 def test_dimensions_without_elements(tmp_path: Path) -> None:
