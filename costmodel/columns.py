@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from autosched.costmodel.structure import Loop, Structure
-from autosched.ir.extent import evaluate_extent, simplify
+from autosched.ir.extent import as_node, evaluate_extent, simplify
 from autosched.ir.node import Extent, Node, replace_nodes, walk
 
 Column: TypeAlias = Any  # a float, or a float64 array with one entry a row
@@ -57,20 +57,28 @@ def trips(loops: Sequence[Loop], columns: Columns) -> list[Column]:
     """Mean trips of every loop; parents come before their children.
 
     Bounds that follow the coordinates of other loops are averaged by Simpson's rule over these
-    loops' first, middle and last trips: exact for triangles and trapezoids.
+    loops' first, middle and last trips: exact for triangles and trapezoids. Steps of tiles that
+    are dealt out are those of all parts of a tile, shared by as many as tiles have in the mean.
     """
     out: list[Column] = []
     lengths: dict[str, Column] = {}
+    shares: list[Loop] = []
     for loop in loops:
-        n = _trips(loop, columns, lengths)
+        if loop.kind in ("share", "kept"):
+            shares.append(loop)
+        n = _trips(loop, columns, lengths, shares)
         out.append(n)
         lengths[loop.axis] = n
     return out
 
 
-def _trips(loop: Loop, columns: Columns, lengths: Mapping[str, Column]) -> Column:
-    if loop.kind == "last":  # of all programs, one
-        return 1.0 / np.maximum(columns.value(loop.extent), 1.0)
+def _trips(
+    loop: Loop, columns: Columns, lengths: Mapping[str, Column], shares: Sequence[Loop]
+) -> Column:
+    if loop.kind in ("last", "kept"):  # of all programs, some
+        return _ratio(loop.lo, loop.hi, columns)
+    if loop.kind == "share":
+        return _ratio(loop.hi, loop.lo, columns)
     if loop.loaded:
         return columns.value(loop.extent)
     if loop.lo.op == "const" and loop.hi.op == "const":
@@ -82,12 +90,36 @@ def _trips(loop: Loop, columns: Columns, lengths: Mapping[str, Column]) -> Colum
         (axis,) = axes
         count = np.maximum(lengths.get(axis, 1.0), 1.0)
         return columns.at(loop.hi, {axis: whole(count - 1.0)}) / count
+    merged = [x for x in shares if x.extent is simplify(loop.hi)]
+    if merged:  # what is kept of all tiles
+        share, kept = merged
+        return _ratio(kept.lo, share.lo, columns)
+    dealt = next((x for x in shares if x.kind == "share" and x.axis in axes), None)
     total: Column = 0.0
-    for share, weight in ((0.0, 1.0), (0.5, 4.0), (1.0, 1.0)):
-        env = {a: whole(np.floor((lengths.get(a, 1.0) - 1.0) * share)) for a in axes}
-        span = columns.at(loop.hi, env) - columns.at(loop.lo, env)
-        total = total + weight * np.maximum(span, 0.0)
-    return total / 6.0
+    for share_of, weight in ((0.0, 1.0), (0.5, 4.0), (1.0, 1.0)):
+        around = axes | ({a for a, _ in as_node(dealt.extent).free} if dealt else set())
+        env = {a: whole(np.floor((lengths.get(a, 1.0) - 1.0) * share_of)) for a in around}
+        if dealt is None:
+            span = columns.at(loop.hi, env) - columns.at(loop.lo, env)
+            total = total + weight * np.maximum(span, 0.0)
+        else:
+            total = total + weight * _of_parts(loop, columns, env, dealt)
+    return total / 6.0 if dealt is None else total / 6.0 / lengths[dealt.axis]
+
+
+def _ratio(a: Node, b: Node, columns: Columns) -> Column:
+    return np.maximum(columns.value(a), 1.0) / np.maximum(columns.value(b), 1.0)
+
+
+def _of_parts(loop: Loop, columns: Columns, env: Mapping[str, Any], dealt: Loop) -> Column:
+    """Trips of a loop in all parts of a tile together."""
+    parts = columns.at(as_node(dealt.extent), env)
+    total: Column = 0.0
+    for part in range(int(np.max(parts))):
+        here = {**env, dealt.axis: part}
+        span = columns.at(loop.hi, here) - columns.at(loop.lo, here)
+        total = total + np.where(part < parts, np.maximum(span, 0.0), 0.0)
+    return total
 
 
 def _is_share(loop: Loop) -> bool:

@@ -132,7 +132,8 @@ def _kernel_facts(view: View) -> Facts:
     slots = rates.cores * resident
     waves = view.grid / slots
     chain = start_cycles(view, waves) + chain_cycles(view, waves)
-    full = np.floor(view.grid / slots)
+    # Programs that are dealt all tiles end together: their last wave is as full as any other.
+    full = np.where(view.dealt > 0, waves, np.floor(waves))
     rest = view.grid - full * slots
     tail = np.ceil(rest / rates.cores)
     cycles = full * wave_cycles(view, resident, costs, chain)
@@ -141,7 +142,7 @@ def _kernel_facts(view: View) -> Facts:
     us = 1.0 / rates.clock_mhz
     per_device = view.grid * us / rates.cores
     traffic = device_traffic(
-        view.structure, view.kernel, view.reaches, view.counts, view.columns, slots,
+        view.structure, view.kernel, view.reaches, view.of_tiles(), view.columns, slots,
         rates.l2_bytes,
     )  # fmt: skip
     moved_bytes = traffic.fetched + traffic.stored
@@ -173,7 +174,7 @@ def _kernel_facts(view: View) -> Facts:
         "hot_programs": view.grid,
         "hot_resident": resident,
         "hot_waves": waves,
-        "hot_tail": 1.0 - waves / np.maximum(np.ceil(waves), 1.0),
+        "hot_tail": np.where(view.dealt > 0, 0.0, 1.0 - waves / np.maximum(np.ceil(waves), 1.0)),
         "hot_warps": view.warps,
         "hot_stages": view.stages,
         "hot_registers": held,

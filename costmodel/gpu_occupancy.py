@@ -44,6 +44,7 @@ def shared_bytes(view: View) -> Column:
     """Bytes of shared memory of a program: boxes fetched ahead, and operands."""
     loops: dict[int, Column] = {}
     outer: Column = 0.0
+    ahead = {a.handle for a in view.structure.accesses if a.shared and a.staged}
     for number, access in enumerate(view.structure.accesses):
         if number in view.boxes and access.shared:
             box = view.boxes[number].elements * access.itemsize
@@ -51,7 +52,7 @@ def shared_bytes(view: View) -> Column:
                 loops[access.loop] = loops.get(access.loop, 0.0) + box * np.where(
                     view.often(access.needs)[1] > 0, view.stages, 1.0
                 )
-            else:
+            elif access.handle not in ahead:  # else it is a first or a last step of the loop
                 outer = outer + box
     for held in view.structure.operands:
         if view.mine(held.loop):
@@ -92,4 +93,6 @@ def resident_programs(view: View, registers: Column, shared: Column) -> Column:
     fits = np.minimum(fits, np.floor(room / (shared + r.shared_reserved)))
     # A persistent kernel launches so many programs for each multiprocessor.
     fits = np.where(view.persistent > 0, np.minimum(fits, view.persistent), fits)
+    dealt = np.ceil(view.dealt / r.cores)
+    fits = np.where(dealt > 0, np.minimum(fits, dealt), fits)
     return np.maximum(fits, 1.0)

@@ -15,18 +15,29 @@ from autosched.costmodel.gpu_machine import CHAIN_CYCLES, special_parts
 from autosched.costmodel.gpu_places import Place, reads_memory
 from autosched.costmodel.gpu_places import places as places_of
 from autosched.costmodel.structure import Loop, Sizes
-from autosched.ir.extent import as_node, ext_cdiv, ext_product
+from autosched.ir.extent import (
+    as_extent,
+    as_node,
+    ext_add,
+    ext_cdiv,
+    ext_product,
+    ext_sub,
+    simplify,
+)
 from autosched.ir.gpu_facts import DEFAULTS, fed_by
 from autosched.ir.linear import INDEX_TYPES
+from autosched.ir.loops import Loop as LoopNode
 from autosched.ir.loops import as_loop
 from autosched.ir.node import Axes, Extent, IRError, Node, Program, walk
 from autosched.ir.ops import kernel_facts
 from autosched.ir.scalar import FLOATS, ITEMSIZE, SCALARS, split_name
+from autosched.ir.shares import Shares
 
 LEAVES = frozenset(("const", "iota", "carry", "knob", "buffer", "input"))
 # What moves a value or reads it elsewhere, without arithmetic of its own.
 MOVES = frozenset(("reaxis", "take", "slice", "place"))
 LAST = "last"  # a loop around what one of several programs does, the last one to arrive
+SHARE, KEPT = "share", "kept"  # around parts of tiles, and around what is stored of some of them
 
 
 @dataclass(frozen=True)
@@ -192,6 +203,7 @@ class _Walker:
         self.operands: list[Held] = []
         self.accesses: list[BoxAccess] = []
         self.root = 0
+        self.facts: dict[str, Extent] = {}
         self.done: set[tuple[Node, int]] = set()
         # Of values by node and home: longest path that leads there inside their loop.
         self.depth: dict[tuple[Node, int], tuple[float, int]] = {}
@@ -213,16 +225,16 @@ class _Walker:
 
     def kernel(self, node: Node) -> GpuKernel:
         self.root = self.add_loop("", "kernel", -1, (as_node(0), as_node(1)))
+        self.facts = {**DEFAULTS, **kernel_facts(node)}
         self.fed = {n for d in walk(*node.src) if d.op == "dot" for s in d.src for n in fed_by(s)}
-        self.early = {s for n in walk(*node.src) if n.op == "fold" for s in n.src if s.op == "dot"}
+        self.early = {d for n in walk(*node.src) if n.op == "fold" for d in _beside(n)}
         self.statements(node.src, _Scope(self.root))
-        facts = {**DEFAULTS, **kernel_facts(node)}
         grid = tuple(n for n in range(self.root, len(self.loops)) if self.loops[n].kind == "grid")
         return GpuKernel(
             node.attr[0],
             self.root,
             grid,
-            tuple(sorted(facts.items())),
+            tuple(sorted(self.facts.items())),
         )
 
     def statement(self, stmt: Node, scope: _Scope) -> None:
@@ -230,6 +242,9 @@ class _Walker:
             self.store(stmt, scope)
             return
         loop, body = as_loop(stmt)
+        if loop.bind == SHARE:
+            self.share(loop, body, scope)
+            return
         kind = "grid" if loop.bind in ("grid", "persistent", "arrive") else "serial"
         self.values([s for s in (loop.lo, loop.hi) if reads_memory(s)], scope)
         number = self.add_loop(loop.axis, kind, scope.loop, (loop.lo, loop.hi), body)
@@ -240,11 +255,30 @@ class _Walker:
         them are done by one of its programs."""
         for at, stmt in enumerate(body):
             self.statement(stmt, scope)
-            if stmt.op == "forall" and stmt.attr[1] == "arrive":
-                self.loops.append(Loop("", LAST, scope.loop, *stmt.src[:2], stmt.src[1]))
+            if stmt.op == "forall" and stmt.attr[1] in ("arrive", SHARE):
+                counts = stmt.src[:2] if stmt.attr[1] == "arrive" else self.dealt(scope)[:2]
+                self.loops.append(Loop("", LAST, scope.loop, *counts, as_extent(counts[1])))
                 last = len(self.loops) - 1
                 self.statements(body[at + 1 :], replace(scope, loop=last, within=(last,)))
                 return
+
+    def share(self, loop: LoopNode, body: Sequence[Node], scope: _Scope) -> None:
+        """The parts of tiles that are dealt out. Those that are all of a tile are not stored."""
+        tiles, parts, stored = self.dealt(scope)
+        count = simplify(loop.hi)
+        number, kept = len(self.loops), len(self.loops) + 1
+        self.loops.append(Loop(loop.axis, SHARE, scope.loop, tiles, parts, count))
+        self.loops.append(Loop("", KEPT, number, stored, parts, count))
+        inside = scope.inside(number, loop.axis)
+        self.statements(body, replace(inside, loop=kept))
+
+    def dealt(self, scope: _Scope) -> tuple[Node, Node, Node]:
+        """The tiles of a grid whose tiles are dealt out, their parts, and how many are stored."""
+        around = [self.loops[n] for n in _ancestors(self.loops, scope.loop)]
+        tiles = ext_product(as_extent(x.hi) for x in around if x.kind == "grid")
+        shares = Shares(*(self.facts[name] for name in ("pieces", "programs", "shared")))
+        cuts = ext_sub(shares.sharing, 1)
+        return as_node(tiles), as_node(ext_add(tiles, cuts)), as_node(ext_add(shares.shared, cuts))
 
     def store(self, stmt: Node, scope: _Scope) -> None:
         handle, value, *rest = stmt.src
@@ -336,7 +370,8 @@ class _Walker:
         self.accesses.append(
             BoxAccess(needs, node.src[0], places, box, False, masked, staged, shared)
         )
-        if not shared:
+        # What a merge reads of large parts is added element by element.
+        if not shared and not (scope.within and self.facts["programs"] != 0):
             self.held.append(
                 Held(home, "value", tuple(e for _, e in box), max(ITEMSIZE[node.dtype], 1))
             )
@@ -359,7 +394,7 @@ class _Walker:
             )
         )
         for role, s in zip(("rows", "columns"), node.src):
-            if not _as_loaded(s):
+            if not _as_loaded(s) and not (role == "rows" and s.op == "carry"):
                 width = max(ITEMSIZE[s.dtype], 1)
                 self.operands.append(Held(home, role, self.sizes(s, scope), width))
         if node not in self.in_place:
@@ -383,11 +418,16 @@ class _Walker:
                 number = around
                 self.loops[number] = replace(self.loops[number], kind="fold")
             inner = scope.inside(number, axis, names)
-            for kind, step in zip(node.types, bodies[: len(names)]):
+            # States that contractions take as they are wait while what makes them is not there.
+            handed = {s.attr[0] for n in walk(*bodies) if n.op == "dot"
+                      for s in n.src if s.op == "carry"}  # fmt: skip
+            for name, kind, step in zip(names, node.types, bodies):
                 box = tuple(e for a, e in kind.axes if a not in inner.axes)
-                self.held.append(Held(number, "state", box, ITEMSIZE[kind.dtype]))
+                if name not in handed:
+                    self.held.append(Held(number, "state", box, ITEMSIZE[kind.dtype]))
                 same = {s for s in step.src if self.sizes(s, inner) == self.sizes(step, inner)}
-                self.in_place |= {step, *same}
+                sums = {d for s in same if s.op == "map" for d in s.src if d.op == "dot"}
+                self.in_place |= {step, *same, *sums}
             self.values(bodies, inner)
 
     def chains(self) -> Iterator[Chain]:
@@ -397,6 +437,19 @@ class _Walker:
             longest[home] = (max(c, cycles), max(n, loads))
         for loop, (cycles, loads) in sorted(longest.items()):
             yield Chain(loop, cycles, loads, loop in self.fetched)
+
+
+def _beside(fold: Node) -> Iterator[Node]:
+    """The contractions that are a state of the next step, or that are added to one as it was and
+    wait for nothing but memory."""
+    names = fold.attr[1]
+    for name, step in zip(names, fold.src[2 * fold.attr[2] + len(names) :]):
+        if step.op == "dot":
+            yield step
+        elif step.op == "map" and step.attr[0] == "add":
+            held = [s for s in step.src if s.op == "carry" and s.attr[0] == name]
+            dots = (s for s in step.src if s.op == "dot")
+            yield from (d for d in dots if held and all(map(_as_loaded, d.src)))
 
 
 def _stand_in(axis: str, lo: Node, body: Sequence[Node]) -> Extent:

@@ -47,6 +47,8 @@ def program_cycles(view: View, dots: Facts, ops: Facts, memory: Facts, spills: C
     bytes_ = memory["access_bytes"] + 4.0 * spilled
     return {
         "tensor": dots["tensor"],
+        # What of it runs while the rest of its step does, waiting for nothing of it.
+        "beside": dots["tensor"] * dots["early"] / np.maximum(dots["flops"], 1.0),
         "cuda": cuda + dots["cuda"],
         "mufu": ops["mufu"] / r.mufu_per_cycle,
         "access": np.maximum(lanes / r.memory_lanes_per_cycle,
@@ -61,7 +63,7 @@ def start_cycles(view: View, waves: Column) -> Column:
     r = view.rates
     described = view.facts["descriptors"] > 0
     start = r.block_cycles + np.where(described, r.descriptor_cycles, 0.0)
-    return start / np.where(view.persistent > 0, np.maximum(np.ceil(waves), 1.0), 1.0)
+    return start / np.where(view.walks > 0, np.maximum(np.ceil(waves), 1.0), 1.0)
 
 
 def chain_cycles(view: View, waves: Column) -> Column:
@@ -99,23 +101,22 @@ def _staged_bytes(view: View, loop: int) -> Column:
 def wave_cycles(view: View, together: Column, costs: Sequence[Facts], chain: Column) -> Column:
     """Cycles of `together` programs on one multiprocessor.
 
-    Units work side by side as far as there are programs or groups of warps to feed them;
-    within one, contraction, arithmetic and special functions wait for each other, and what
-    surrounds the loops waits for them.
+    Units work side by side as far as there are programs to feed them. Within one, contraction,
+    arithmetic and special functions wait for each other, but for contractions a step early; groups
+    of its warps walk in step, unless other warps load for them. What surrounds the loops waits for
+    them.
     """
+    streams = 1.0 + view.specialised
     phases: Column = 0.0
     for cost in costs:
-        units = (cost["tensor"], cost["cuda"], cost["mufu"])
-        most: Column = 0.0
-        every: Column = 0.0
-        for unit in units:
-            most = np.maximum(most, unit)
-            every = every + unit
-        alone = most + (every - most) / np.maximum(together * view.groups, 1.0)
+        other = cost["cuda"] + cost["mufu"]
+        most: Column = np.maximum(np.maximum(cost["tensor"], cost["cuda"]), cost["mufu"])
+        every = cost["tensor"] - cost["beside"] + np.maximum(cost["beside"], other)
+        alone = most + np.maximum(every - most, 0.0) / streams
         phases = phases + np.maximum(alone, np.maximum(cost["access"], cost["port"]))
     whole = added(*costs)
     most = 0.0
-    for unit in whole.values():
-        most = np.maximum(most, unit)
+    for unit in (n for n in whole if n != "beside"):
+        most = np.maximum(most, whole[unit])
     busy = most + np.maximum(phases - most, 0.0) / np.maximum(together, 1.0)
     return join(together * busy, chain)

@@ -9,7 +9,7 @@ import numpy as np
 from autosched.costmodel.columns import Column, Columns, trips
 from autosched.costmodel.gpu_machine import gpu_rates
 from autosched.costmodel.gpu_memory import Moved, Reach, moved
-from autosched.costmodel.gpu_structure import LAST, GpuKernel, GpuStructure
+from autosched.costmodel.gpu_structure import KEPT, LAST, SHARE, GpuKernel, GpuStructure
 from autosched.ir.gpu_facts import LOADS, OTHERS, STORES
 from autosched.ir.target import Target
 
@@ -43,13 +43,17 @@ class View:
         self.iterations: list[Column] = []
         for loop, n in zip(structure.loops, self.counts):
             around = self.iterations[loop.parent] if loop.parent >= 0 else 1.0
-            self.iterations.append(around if loop.kind == "grid" else around * n)
-        self.grid: Column = 1.0
-        for number in kernel.grid:
-            self.grid = self.grid * self.counts[number]
+            self.iterations.append(around if loop.kind in ("grid", SHARE) else around * n)
         self.loops = [
             n for n in range(len(structure.loops)) if structure.chain(n)[-1] == kernel.root
         ]
+        self.grid: Column = 1.0
+        for number in self.loops:
+            if structure.loops[number].kind in ("grid", SHARE):
+                self.grid = self.grid * self.counts[number]
+        # Programs that do all of it, one piece of work after the other; 0: as many as there are.
+        self.dealt = self.facts["programs"]
+        self.walks = np.where((self.persistent > 0) | (self.dealt > 0), 1.0, 0.0)
         lengths = {structure.loops[n].axis: self.counts[n] for n in self.loops}
         self.reaches: dict[int, Reach] = {}
         self.boxes: dict[int, Moved] = {}
@@ -88,7 +92,7 @@ class View:
 
     def steps(self, loop: int) -> bool:
         """Whether a program runs the loop step by step."""
-        return self.structure.loops[loop].kind in ("fold", "serial", LAST)
+        return self.structure.loops[loop].kind in ("fold", "serial", LAST, KEPT)
 
     def alone(self, loop: int) -> Column:
         """Of how many programs one does what is inside the loop."""
@@ -97,6 +101,16 @@ class View:
             if self.structure.loops[n].kind == LAST:
                 share = share / self.counts[n]
         return share
+
+    def of_tiles(self) -> list[Column]:
+        """Trips of loops where parts of tiles are whole tiles again."""
+        out = list(self.counts)
+        for n in self.loops:
+            if self.structure.loops[n].kind == "fold":
+                for m in self.structure.chain(n):
+                    if self.structure.loops[m].kind == SHARE:
+                        out[n] = out[n] * self.counts[m]
+        return out
 
     def longest_loop(self) -> Column:
         """Trips of the loop that has most."""

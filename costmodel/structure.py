@@ -29,9 +29,11 @@ Sizes = tuple[Extent, ...]  # their product is meant
 class Loop:
     """A loop of the emitted code; `parent` is its number in the Structure, -1 for a region.
 
-    kind: "region" (a top-level statement, one trip), "grid", "serial", "fold", or "last" (what one
-    of the programs of a grid loop does). extent is the bound that stands in for `hi` where bounds
-    are loaded values, and the number of those programs.
+    kind: "region" (a top-level statement, one trip), "grid", "serial", "fold", "last" (what one
+    of the programs of a grid loop does), "share" (parts of tiles, of which tiles have more or
+    fewer) or "kept" (what is done for some parts alone). extent is the bound that stands in for
+    `hi` where bounds are loaded values, and the number of those programs. Of the last three kinds,
+    lo and hi count what there is in all: trips are a mean, hi for lo or lo of hi.
     """
 
     axis: str

@@ -32,7 +32,7 @@ LEAST_ROW_BYTES, LEAST_STEP = 32, 16  # of what a dot contracts: bytes, and elem
 # Share of the registers that boxes may take: the rest is for addresses. Attention of 192 registers
 # of boxes in each thread compiles to 213 to 255 on sm_90, and spills next to none.
 MAX_LIVE = 0.77
-CAPPED_LIVE = 0.75  # the same where registers are capped: beyond it the assembler refuses
+CAPPED_LIVE = 0.77  # the same where registers are capped: beyond it the assembler refuses
 GROUP_WARPS, WARP_ROWS = 4, 16  # that contract together, and the rows of one with all columns
 ENOUGH = 2  # programs for each multiprocessor
 
@@ -63,7 +63,8 @@ def resource_limits(kernel: Node, target: Target) -> list[Node]:
     for node in nodes:
         if node.op == "fold":
             staged = ext_mul(_staged_bytes(node, loops), stages)
-            if staged == 0:  # without products, what is on its way is the next steps alone
+            # Without products, what is on its way is the next steps alone, and none of a merge.
+            if staged == 0 and facts["programs"] == 0:
                 staged = ext_mul(_read_bytes(node, loops), ext_sub(stages, 1))
             for name, value in handed.items():
                 staged = ext_add(staged, _bytes(value, loops) if name in node.attr[1] else 0)

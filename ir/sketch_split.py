@@ -75,7 +75,7 @@ def cuts(program: Program, target: Target) -> Iterator[Cut]:
         if programs >= ROOM * target.cores:
             continue
         most = max(MOST * target.cores // programs, PARTS[0])
-        for block in _blocks(found) if contracted else LINES:
+        for block in steps_of(found) if contracted else LINES:
             parts = tuple(p for p in PARTS if p <= min(most, extent // block))
             if parts:
                 yield Cut(axis, block, parts)
@@ -95,7 +95,7 @@ def _programs(program: Program, reduces: Sequence[Node], contracted: bool) -> in
     )
 
 
-def _blocks(reduces: Sequence[Node]) -> tuple[int, ...]:
+def steps_of(reduces: Sequence[Node]) -> tuple[int, ...]:
     """Elements of a contracted axis that a step reads."""
     inputs = [n for n in walk(*reduces) if n.op == "input" and n.dtype in ITEMSIZE]
     width = max((ITEMSIZE[n.dtype] for n in inputs), default=4)
@@ -120,24 +120,24 @@ def _of_cut(
     if len(groups) != 2:
         return
     part = split_reduce.part_axis(cut.axis)
-    found = kernel_ways(_closed(groups[0]), set(kept), 0, target)
-    ways = [_last(w, part) for w in found if _plain(w)]
+    found = kernel_ways(closed(groups[0]), set(kept), 0, target)
+    ways = [with_parts_last(w, part) for w in found if plain(w)]
     merges = [_small(w) for w in kernel_ways(groups[1], set(kept), 1, target)[:1]]
     parts = Knob("parts", cut.parts, "programs")
     for precision in precisions(program, target):
         for n, way in enumerate(ways):
-            for how, rest in (("arrive", _same(way, part)), ("apart", *merges)):
+            for how, rest in (("arrive", merge_of(way, part)), ("apart", *merges)):
                 name = f"split.{cut.axis}{cut.block}.{how}.{n}{precision}"
                 tiled = act("tile", keep=keep, plans=(way.plan, rest.plan), narrow=True,
                             precision=precision, joined=True)  # fmt: skip
                 knobs = (parts, *way.knobs, *rest.knobs)
                 merged = [act("arrive", axis=part)] if how == "arrive" else []
-                made = _sketch(name, opened, [*first, split], tiled, merged, knobs, target)
+                made = made_of(name, opened, [*first, split], tiled, merged, knobs, target)
                 if made is not None:
                     yield made
 
 
-def _sketch(
+def made_of(
     name: str,
     program: Program,
     head: Sequence[Action],
@@ -145,7 +145,9 @@ def _sketch(
     merged: Sequence[Action],
     knobs: tuple[Knob, ...],
     target: Target,
+    further: Sequence[Node] = (),
 ) -> Sketch | None:
+    """The sketch of some actions. merged: how the kernels become one; further: constraints."""
     opened = run_actions(program, [tiled])
     if isinstance(opened, Illegal):
         return None
@@ -158,11 +160,11 @@ def _sketch(
     limits = [c for k in opened.body for c in resource_limits(k, target)]
     if any(c.op == "const" and not c.attr[0] for c in limits):
         return None
-    unique = tuple(sorted({c for c in limits if c.op != "const"}, key=repr))
+    unique = tuple(sorted({c for c in (*limits, *further) if c.op != "const"}, key=repr))
     return Sketch(name, tuple(actions), knobs, unique)
 
 
-def _closed(group: Group) -> Group:
+def closed(group: Group) -> Group:
     """The group with each open extent as 1: whatever it is, a program has one place along it."""
     return [
         (replace(o, extents=tuple(e if isinstance(e, int) else 1 for e in o.extents)), v)
@@ -170,28 +172,31 @@ def _closed(group: Group) -> Group:
     ]
 
 
-def _plain(way: Way) -> bool:
+def plain(way: Way) -> bool:
     """Whether the programs of a way have one tile each, and do all of it by themselves."""
-    facts = dict(_facts(way))
+    facts = dict(facts_of(way))
     return not any(facts.get(name) for name in ("persistent", "flatten", "specialise"))
 
 
-def _facts(way: Way) -> tuple[tuple[str, int | str], ...]:
+def facts_of(way: Way) -> tuple[tuple[str, int | str], ...]:
     facts = way.plan[2]
     assert isinstance(facts, tuple)
     return facts
 
 
-def _last(way: Way, part: str) -> Way:
-    """The way with the parts of a tile side by side, each a program of its own."""
+def with_parts_last(
+    way: Way, part: str, domains: Mapping[str, tuple[int, ...]] = _PART
+) -> Way:
+    """The way with the parts of a tile side by side, each a program of its own. domains: of the
+    facts that have another one than a kernel without parts."""
     axes, *rest = way.plan
     assert isinstance(axes, tuple)
     moved = (*(x for x in axes if x[0] != part), (part, 1))
-    facts = {k.name: _PART.get(k.name.rpartition(".")[2], k.domain) for k in way.knobs}
-    return _with_domains(Way((moved, *rest), way.knobs), facts)
+    facts = {k.name: domains.get(k.name.rpartition(".")[2], k.domain) for k in way.knobs}
+    return with_domains(Way((moved, *rest), way.knobs), facts)
 
 
-def _same(way: Way, part: str) -> Way:
+def merge_of(way: Way, part: str) -> Way:
     """What a merge of the tiles of a way looks like."""
     axes, _, facts = way.plan
     assert isinstance(axes, tuple)
@@ -206,10 +211,10 @@ def _small(way: Way) -> Way:
         fact = name.rpartition(".")[2]
         wanted = _MERGE.get(fact, _MERGED_BLOCKS)
         table[name] = tuple(d for d in domain if d in wanted) or domain[:1]
-    return _with_domains(way, table)
+    return with_domains(way, table)
 
 
-def _with_domains(way: Way, table: Mapping[str, tuple[int, ...]]) -> Way:
+def with_domains(way: Way, table: Mapping[str, tuple[int, ...]]) -> Way:
     """The way with other domains of its knobs; a knob of one value is that number."""
     fixed = {f"${n}": d[0] for n, d in table.items() if len(d) == 1}
 

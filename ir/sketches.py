@@ -7,9 +7,10 @@ from autosched.ir.schedule import Sketch
 from autosched.ir.sketch_cpu import cpu_sketches
 from autosched.ir.sketch_gpu import gpu_sketches
 from autosched.ir.sketch_split import split_sketches
+from autosched.ir.sketch_stream import stream_sketches
 from autosched.ir.target import Target
 
-GENERATORS = {"cpu": (cpu_sketches,), "gpu": (gpu_sketches, split_sketches)}
+GENERATORS = {"cpu": (cpu_sketches,), "gpu": (gpu_sketches, split_sketches, stream_sketches)}
 
 
 def sketches(program: Program, target: Target) -> tuple[Sketch, ...]:

@@ -78,10 +78,8 @@ def dealt(
               group=group)  # fmt: skip
     made = run_actions(program, [cut])
     assert isinstance(made, Program), made
-    states = set(split_reduce.partial_states(made, axis))
-    keep = [n for n, value in enumerate(tile.candidates(made)) if value in states]
     plans = [[[*axes, [part, 1]], reduces, facts], [axes, [], facts]]
-    tiled = act("tile", keep=keep, joined=True, plans=plans)
+    tiled = act("tile", parts=axis, joined=True, plans=plans)
     opened = run_actions(made, [tiled])
     assert isinstance(opened, Program), opened
     extent = next(dict(n.free)[axis] for n in walk(*program.body) if axis in dict(n.free))

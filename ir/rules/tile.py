@@ -6,7 +6,8 @@
                  acc = fold k.o from 0:  acc + dot k.i (load x[m.o*BM :: BM, k.o*BK :: BK],
                                                         load w[k.o*BK :: BK, n.o*BN :: BN])
                  store y[m.o*BM :: BM, n.o*BN :: BN] = gelu(acc)    mask m < M, n < N
-    args:    keep, numbers of values (see `candidates`) that get a kernel and a buffer;
+    args:    keep, numbers of values (see `candidates`) that get a kernel and a buffer; parts, an
+             axis: what the parts of reduces over it result in gets them too;
              plans, one a kernel (see `stages`), kept values first: (axes, reduces, facts) with
              axes (axis, size) outermost first, size 1 for a point of the grid, 0 for the whole
              axis in the box, "step" for the axis of a fold whose results are stacked; and
@@ -42,6 +43,7 @@ from autosched.ir.ops import buffer, eq, forall, iota, kernel, knob, store
 from autosched.ir.products import DotTypes
 from autosched.ir.rules import inline
 from autosched.ir.rules.action import Action, Illegal
+from autosched.ir.rules.split_reduce import partial_states
 
 STEP = "step"
 SERIAL, BACKWARD, REVERSE = "serial", "backward", "reverse"
@@ -60,7 +62,10 @@ def apply(program: Program, action: Action) -> Program | Illegal:
     found = candidates(program)
     if any(k >= len(found) for k in keep):
         return Illegal("NO_SUCH_CANDIDATE", f"the program has {len(found)} candidates")
-    kept = [n for n in walk(*program.body) if n in {found[k] for k in keep}]
+    wanted = {found[k] for k in keep}
+    if "parts" in dict(action.args):
+        wanted |= set(partial_states(program, action["parts"]))
+    kept = [n for n in walk(*program.body) if n in wanted]
     plans = [_plan(p) for p in action["plans"]]
     groups = stages(program, kept, bool(action.get("joined", False)))
     if len(plans) != len(groups):
