@@ -74,7 +74,8 @@ def _dot(view: View, dot: Dot) -> Facts:
     batch = value(dot.batch)
     kind = dot.precision or dot.dtype
     flops = 2.0 * rows * columns * depth * batch
-    early = flops if dot.early else 0.0
+    # A loop of one trip is none: what reads its states waits.
+    early = np.where(view.counts[dot.needs[-1]] != 1.0, flops, 0.0) if dot.early else 0.0
     facts = {"flops": flops, "early": early, "rows": rows, "columns": columns, "depth": depth}
     if kind not in TENSOR_TYPES:
         cycles = flops / 2.0 / (r.fp32_per_cycle * r.cuda_dot_share)

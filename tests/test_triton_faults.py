@@ -57,7 +57,8 @@ def test_a_miscompiled_kernel_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton_loops, "_goes_on", lambda fold: False)
-    monkeypatch.setattr(triton_reduce, "LONG_ROW", 1024)  # rows reduced in parts have a third layout
+    # Rows that are reduced in parts have a third layout, and hide the fault here.
+    monkeypatch.setattr(triton_reduce, "LONG_ROW", 1024)
     with pytest.raises(MiscompiledError, match="waits twice"):
         build(module(), TARGET, tmp_path)
 
