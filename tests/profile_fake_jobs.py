@@ -28,6 +28,21 @@ def plan(folder: str, target: str, seed: int, spread: int, head: int) -> dict[st
             "spread": rows, "head": [[0, [100 + n, 0], 1.0] for n in range(head)]}  # fmt: skip
 
 
+def fit(target: str, path: str) -> dict[str, int]:
+    """Weights of a model that prefers n = 50."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps({"best": 50}))
+    return {"rows": 1}
+
+
+def ranked_plan(
+    folder: str, target: str, seed: int, spread: int, head: int, model: str
+) -> dict[str, Any]:
+    best = json.loads(Path(model).read_text())["best"]
+    made = plan(folder, target, seed, spread, 0)
+    return {**made, "head": [[0, [best + n, 0], 1.0] for n in range(head)]}
+
+
 def propose(
     folder: str, measured: Sequence[Sequence[Any]], known: Sequence[Sequence[Any]], count: int,
     seed: int,

@@ -35,11 +35,13 @@ from autosched.tools.profile_build import canonical
 from autosched.tools.profile_builds import ProfileJobs
 from autosched.tools.profile_log import RunLog, merge, noise, read_journal
 from autosched.tools.profile_pack import Pack, PackError, pack_build, unpack_build
+from autosched.tools.profile_rank import weights_name
 
 SM90 = parse_target("sm_90")
 FAKES = "profile_fake_jobs"
 JOBS = ProfileJobs(
-    plan=f"{FAKES}:plan", propose=f"{FAKES}:propose", lower=f"{FAKES}:lower",
+    plan=f"{FAKES}:plan", fit=f"{FAKES}:fit", ranked_plan=f"{FAKES}:ranked_plan",
+    propose=f"{FAKES}:propose", lower=f"{FAKES}:lower",
     compile=f"{FAKES}:compile_code", measure=f"{FAKES}:measure_batch", warm_up=f"{FAKES}:warm_up",
     builder_modules=(FAKES,), measurer_modules=(FAKES,), packages=(FAKES, "autosched"),
 )  # fmt: skip
@@ -231,6 +233,19 @@ def test_builds_made_ahead_are_used_and_a_damaged_tail_is_made_again(tmp_path):
     (tmp_path / "c.pack").write_bytes(b"something else")
     with pytest.raises(PackError, match="no pack of builds"):
         Pack(tmp_path / "c.pack")
+
+
+def test_the_weights_that_rank_come_in_the_pack(tmp_path):
+    ahead, shares = tmp_path / "b.pack", ["--planned", "4", "--spread", "0", "--near", "0"]
+    given = ["--builders", "1", "--ranking", "logs", "--pack", str(ahead), "--minutes", "1"]
+    main([*given, *shares, "--build-only", "--cache", str(tmp_path / "ahead")], JOBS, LIMITS,
+         [line(0, "plain", tmp_path)])  # fmt: skip
+    assert f"plan/{weights_name('sm_90')}" in Pack(ahead).names
+    no_fit = replace(JOBS, fit=f"{FAKES}:missing")
+    main([*given, *shares, "--out", str(tmp_path / "run"), "--gpus", "1"], no_fit, LIMITS,
+         [line(1, "another", tmp_path)])  # fmt: skip
+    found = rows(tmp_path / "run")
+    assert {json.loads(r.schedule)["knobs"]["k0.n"] for r in found} == {50, 51, 52, 53}
 
 
 def test_a_pack_gives_back_what_it_got(tmp_path):

@@ -6,15 +6,25 @@ Heads are ranked ahead of time, with the builds, so that the machine with the GP
 from __future__ import annotations
 
 import functools
+import hashlib
 from pathlib import Path
 from typing import Any
 
+from autosched.costmodel.catalogue import VERSIONS
 from autosched.costmodel.gbm import GbmModel
 from autosched.costmodel.rows import training_rows
-from autosched.datasets.shipped import shipped_records
+from autosched.datasets.shipped import shipped_logs, shipped_records
+from autosched.ir.record import json_key
 from autosched.ir.target import parse_target
 from autosched.ir.text import parse
 from autosched.tools.profile_build import planned
+
+
+def weights_name(target: str) -> str:
+    """A key of the weights that `fit` makes: other logs or features make other weights."""
+    logs = shipped_logs(parse_target(target).key)
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in logs]
+    return json_key(repr(("ranking", target, sorted(VERSIONS), digests)))
 
 
 def fit(target: str, path: str) -> dict[str, int]:

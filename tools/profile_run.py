@@ -29,6 +29,7 @@ from autosched.tools.profile_builds import Builds, ProfileJobs, refuse_full_disk
 from autosched.tools.profile_design import Shares
 from autosched.tools.profile_gpus import Gpus
 from autosched.tools.profile_log import Attempt, Origin, RunLog, noise
+from autosched.tools.profile_rank import weights_name
 
 AHEAD = 4000  # candidates that are on their way at most
 AGAIN_S = 45.0  # after which a kernel may be timed again: another time, another neighbour
@@ -167,10 +168,10 @@ class Run:
         if (known := self.builds.plans.get(name)) is not None:
             self._set_plan(line, json.loads(known))
             return
-        line.waiting = True
         if self._ranking is None:
             self._fit(line)
             return
+        line.waiting = True
         heads = round(options.planned * options.shares.head)
         kwargs = {"folder": str(line.folder), "target": line.target, "seed": self.setup.seed,
                   "spread": options.planned - heads, "head": heads, **self._ranking}  # fmt: skip
@@ -179,19 +180,28 @@ class Run:
                            functools.partial(self._planned, line, name))  # fmt: skip
 
     def _fit(self, line: Line) -> None:
-        """Has the model of the shipped logs made; plans wait for it."""
+        """Has the model of the shipped logs made, unless a pack brings it; plans wait for it."""
+        path, name = self.options.cache / "ranking.json", weights_name(line.target)
+        if (known := self.builds.plans.get(name)) is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(known)
+            self._ranking = {"model": str(path)}
+            return
         if not self._unranked:
-            path = str(self.options.cache / "ranking.json")
-            then = functools.partial(self._fitted, path)
-            self.builds.submit(self.builds.jobs.fit, {"target": line.target, "path": path}, then,
-                               FIT_S)  # fmt: skip
+            then = functools.partial(self._fitted, path, name)
+            kwargs = {"target": line.target, "path": str(path)}
+            self.builds.submit(self.builds.jobs.fit, kwargs, then, FIT_S)
+        line.waiting = True
         self._unranked.append(line)
 
-    def _fitted(self, path: str, outcome: Outcome) -> None:
+    def _fitted(self, path: Path, name: str, outcome: Outcome) -> None:
         if isinstance(outcome, Failed):
             self.say("heads are ranked by the analytic model, since the logs' can't be made: "
                      f"{reason(outcome)[:200]}")  # fmt: skip
-        self._ranking = {} if isinstance(outcome, Failed) else {"model": path}
+            self._ranking = {}
+        else:
+            self._ranking = {"model": str(path)}
+            self.builds.keep_plan(name, json.loads(path.read_text("utf-8")))
         for line in self._unranked:
             line.waiting = False
 
