@@ -236,7 +236,8 @@ def test_builds_made_ahead_are_used_and_a_damaged_tail_is_made_again(tmp_path):
 
 
 def test_the_weights_that_rank_come_in_the_pack(tmp_path):
-    ahead, shares = tmp_path / "b.pack", ["--planned", "4", "--spread", "0", "--near", "0"]
+    ahead = tmp_path / "b.pack"
+    shares = ["--planned", "4", "--spread", "0", "--head", "1", "--near", "0"]
     given = ["--builders", "1", "--ranking", "logs", "--pack", str(ahead), "--minutes", "1"]
     main([*given, *shares, "--build-only", "--cache", str(tmp_path / "ahead")], JOBS, LIMITS,
          [line(0, "plain", tmp_path)])  # fmt: skip
