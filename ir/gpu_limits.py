@@ -32,7 +32,7 @@ LEAST_ROW_BYTES, LEAST_STEP = 32, 16  # of what a dot contracts: bytes, and elem
 # Share of the registers that boxes may take: the rest is for addresses. Attention of 192 registers
 # of boxes in each thread compiles to 213 to 255 on sm_90, and spills next to none.
 MAX_LIVE = 0.77
-CAPPED_LIVE = 0.77  # the same where registers are capped: beyond it the assembler refuses
+CAPPED_LIVE = 0.75  # the same where registers are capped: beyond it the assembler refuses
 GROUP_WARPS, WARP_ROWS = 4, 16  # that contract together, and the rows of one with all columns
 ENOUGH = 2  # programs for each multiprocessor
 
