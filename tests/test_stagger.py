@@ -32,9 +32,8 @@ MASKS: dict[str, Mask | None] = {
 
 
 def attention(
-    tokens: int, mask: str, dtype: str = "float32", groups: int = 1, d: int = 16
-) -> Program:
-    heads = 2
+    tokens: int, mask: str, dtype: str = "float32", groups: int = 1, d: int = 16, heads: int = 2,
+) -> Program:  # fmt: skip
     q = input_("q", {"b": 1, "h": heads, "i": tokens, "d": d}, dtype)
     k = input_("k", {"b": 1, "g": heads // groups, "j": tokens, "d": d}, dtype)
     v = input_("v", {"b": 1, "g": heads // groups, "j": tokens, "e": d}, dtype)
