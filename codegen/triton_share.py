@@ -37,6 +37,14 @@ class Sharing(Arrivals):
         """A merge is short, and its boxes are as large as sums: none is fetched ahead."""
         return "" if node in self.merges else super().options(node)
 
+    def alone(self, loop: Node, rest: Sequence[Node]) -> frozenset[Node]:
+        """Descriptors are made once for all tiles: only parts have none."""
+        if loop.attr[1] != "share":
+            return super().alone(loop, rest)
+        parts = {n.src[0] for n in loop.src[2:]}
+        accesses = (n for n in walk(loop, *rest) if n.op in ("load", "store"))
+        return frozenset(n for n in accesses if n.src[0] not in parts)
+
     def coordinates(self, trips: Trips, tile: str) -> None:
         """Binds the loops of the grid to their coordinates at a tile."""
         raise NotImplementedError
@@ -57,7 +65,7 @@ class Sharing(Arrivals):
         part = loop.attr[0]
         by, step, at = (f"{part}.{name}" for name in ("by", "step", "at"))
         own = iota(by, programs)
-        self.scopes.enter({by: pid})
+        self.scopes.stack[0].axes[by] = pid
         lo, hi = (self.value(n) for n in shares.tiles(own))
         end = self.named(hi, "end") if not hi.literal else hi
         left = as_node(ext_sub(ext_product(n for _, n in trips), shared))
@@ -79,7 +87,6 @@ class Sharing(Arrivals):
         scope.axes[part] = self.named(self.value(simplify(number_of)), "part")
         self.tile_done(loop, rest, tile)
         self.scopes.leave(f"for {index} in range({lo.text}, {span}):")
-        self.scopes.leave()
 
     def tile_done(self, loop: Node, rest: Sequence[Node], tile: str) -> None:
         """A part of a tile, and what follows from it."""
@@ -87,13 +94,12 @@ class Sharing(Arrivals):
         for value in (n.src[1] for n in parts):
             self.uses[value] = 2  # it is stored, or goes on as it is
             self.value(value)
-        count = self.value(loop.src[1])
-        if count.literal and count.text == "1":
-            self.statements(of_one(loop, rest))
-            return
-        count = self.named(count, "parts")
+        whole = of_one(loop, rest)
+        boxes = {n.src[0] for n in self.boxed if n.op == "store"}
+        self.boxed |= {n for n in walk(*whole) if n.op == "store" and n.src[0] in boxes}
+        count = self.named(self.value(loop.src[1]), "parts")
         self.scopes.enter(alone=True)
-        self.statements(of_one(loop, rest))
+        self.statements(whole)
         self.scopes.leave(f"if {count.text} == 1:")
         self.scopes.enter(alone=True)
         self.statements(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from autosched.costmodel.columns import Column
+from autosched.costmodel.gpu_structure import KEPT
 from autosched.costmodel.gpu_view import WARPGROUP, View
 
 BASE_REGISTERS = 40.0  # addresses, loop counters, masks
@@ -68,7 +69,7 @@ def shared_bytes(view: View) -> Column:
         most = np.maximum(most, around)
     kept = _leaving(view)
     # The next block, or warps of their own, load already while a store leaves.
-    beside = (view.persistent > 0) | (view.specialised > 0)
+    beside = (view.walks > 0) | (view.specialised > 0)
     return np.where(beside, outer + most + kept, np.maximum(outer + most, kept))
 
 
@@ -76,7 +77,8 @@ def _leaving(view: View) -> Column:
     """Bytes of shared memory that a store through a descriptor leaves from, part by part."""
     kept: Column = 0.0
     for number, access in enumerate(view.structure.accesses):
-        if number in view.boxes and access.stores:
+        parts = any(view.structure.loops[n].kind == KEPT for n in access.needs)
+        if number in view.boxes and access.stores and not parts:
             kept = kept + view.boxes[number].elements * access.itemsize
     return kept / view.facts["epilogue"] * view.boxed("store")
 

@@ -53,18 +53,21 @@ def resource_limits(kernel: Node, target: Target) -> list[Node]:
             limits.append((as_node(facts["registers"]) < 1) | (as_node(held) <= as_node(most)))
     stages = facts["stages"]
     kept: Extent = 0
+    dealt = facts["programs"] != 0
     for store in (n for n in nodes if n.op == "store"):
+        if dealt and store.src[0].attr[3] == "scratch":  # parts, which leave from registers
+            continue
         # A store through a descriptor leaves from shared memory, one part after the other.
         part = ext_floordiv(_bytes(store.src[1], loops), facts["epilogue"])
         kept = ext_add(kept, ext_mul(part, stores_boxes(facts)))
     # The next block, or warps of their own, load already while a store leaves.
-    beside = facts["persistent"] != 0 or facts["specialise"] != 0
+    beside = dealt or facts["persistent"] != 0 or facts["specialise"] != 0
     handed = _in_shared(kernel, _handed_on(nodes))
     for node in nodes:
         if node.op == "fold":
             staged = ext_mul(_staged_bytes(node, loops), stages)
             # Without products, what is on its way is the next steps alone, and none of a merge.
-            if staged == 0 and facts["programs"] == 0:
+            if staged == 0 and not dealt:
                 staged = ext_mul(_read_bytes(node, loops), ext_sub(stages, 1))
             for name, value in handed.items():
                 staged = ext_add(staged, _bytes(value, loops) if name in node.attr[1] else 0)

@@ -119,6 +119,7 @@ def tile_number(places: Sequence[tuple[Node, Extent]], group: Extent) -> Node:
 
     group: iterations of the last but one loop that are done together, see `gpu_facts`.
     """
+    places = [(as_node(0) if trips == 1 else at, trips) for at, trips in places]
     if len(places) < 2 or group in (0, 1):
         return _rank(places)
     *outer, (row, rows), (column, columns) = places

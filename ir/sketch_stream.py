@@ -36,10 +36,10 @@ from autosched.ir.target import Target
 LEAST, MOST = 0.25, 8.0  # waves of large boxes between which a last wave weighs
 LARGE, SIDE, LONG = 128, 64, 512  # a large box, the least side of one, and a long axis
 PER_CORE, WAVES = (1, 2), (0, 1)  # programs of a multiprocessor; whole waves that are shared
-# Of what programs are dealt: no store leaves in parts or by a descriptor, and no register is
-# wanted by a second program.
-_DEALT = {"epilogue": (1,), "registers": (0,), "descriptors": (0, 6), "warps": (4, 8),
-          "stages": (3, 4)}  # fmt: skip
+# Of programs that are dealt large boxes: few warps would hold them, and no other program wants
+# their registers.
+_DEALT = {"registers": (0,), "warps": (4, 8), "stages": (3, 4)}
+EPILOGUE = (1, 2)  # parts in which such a box is stored
 
 
 def stream_sketches(program: Program, target: Target) -> tuple[Sketch, ...]:
@@ -133,14 +133,19 @@ def _dealt(way: Way, part: str, extents: Mapping[str, Extent], target: Target) -
     if not all(large.values()):
         return None
     way = with_domains(way, large)
-    boxes = []
+    boxes: list[tuple[str, int | str]] = []
     for axis, size, *how in way.plan[0]:
         if how or size == tile.STEP:
             return None
         if axis != part and size != 0:
             boxes.append((str(axis), size if isinstance(size, str) else int(str(size))))
-    own = (Knob("programs", tuple(target.cores * n for n in PER_CORE), "programs"),
-           Knob("waves", WAVES, "waves"))  # fmt: skip
+    own = [Knob("programs", tuple(target.cores * n for n in PER_CORE), "programs"),
+           Knob("waves", WAVES, "waves")]  # fmt: skip
+    if "tma" in target.features and sum(isinstance(size, str) for _, size in boxes) > 1:
+        axes, reduces, facts = way.plan
+        parts = Knob("k0.epilogue", EPILOGUE, "parts")
+        own.append(parts)
+        way = Way((axes, reduces, (*facts, ("epilogue", f"${parts.name}"))), way.knobs)
     tiles = ext_product(ext_cdiv(extents[a], _size(size)) for a, size in boxes)
     left = as_node(shared_tiles(tiles, knob("programs"), knob("waves")))
     few = as_node(tiles) <= as_node(int(MOST * 2 * target.cores))
