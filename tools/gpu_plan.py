@@ -6,6 +6,7 @@ each sketch by a low-discrepancy sequence, so that a log also knows what is slow
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -29,6 +30,7 @@ HEAD = 0.5  # share of the schedules that the ranking picks
 TABLE_ROWS = 20_000  # of a sketch that are ranked
 POINTS = 4096  # of the sequence that are looked at for legal rows
 MAX_ALIKE = 0.25  # share of the head that one sketch may take, where there are several
+TIES = 3  # schedules of one sketch that the ranking takes where it tells them apart by no 1 %
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,13 @@ def _head(
             ranked += [(float(times[row]), n, int(row)) for row in np.argsort(times)[:count]]
     most = max(1, round(count * max(MAX_ALIKE, 1 / max(len(found), 1))))
     taken = [0] * len(found)
+    tied: Counter[tuple[int, float]] = Counter()
     out: list[Picked] = []
     for us, n, row in sorted(ranked):
-        if len(out) < count and taken[n] < most:
+        tie = n, float(f"{us:.3g}")
+        if len(out) < count and taken[n] < most and tied[tie] < TIES:
             taken[n] += 1
+            tied[tie] += 1
             knobs = {k.name: int(tables[n][k.name][row]) for k in found[n].knobs}
             out.append(Picked(found[n].schedule(knobs), "head", us))
     return out
