@@ -64,12 +64,14 @@ def _axes(program: Program, target: Target) -> Iterator[tuple[str, int]]:
 
 
 def _large_boxes(reduces: Sequence[Node]) -> int:
+    """How many large boxes the results have; none where a side of them is short: then memory
+    decides, not the last wave."""
     axes = kernel_axes(reduces, set())
     extents = {a: int(str(e)) for n in reduces for a, e in n.types[0].axes}
-    return prod(
-        -(-e // LARGE) if a in axes.left else e
-        for a, e in extents.items() if a not in axes.reduced
-    )  # fmt: skip
+    outer = {a: e for a, e in extents.items() if a not in axes.reduced}
+    if any(e < SIDE for a, e in outer.items() if a in axes.left - axes.recomputed):
+        return 0
+    return prod(-(-e // LARGE) if a in axes.left else e for a, e in outer.items())
 
 
 def _of_axis(
