@@ -41,7 +41,7 @@ SM90 = parse_target("sm_90")
 FAKES = "profile_fake_jobs"
 JOBS = ProfileJobs(
     plan=f"{FAKES}:plan", fit=f"{FAKES}:fit", ranked_plan=f"{FAKES}:ranked_plan",
-    propose=f"{FAKES}:propose", lower=f"{FAKES}:lower",
+    propose=f"{FAKES}:propose", lower=f"{FAKES}:lower", prepare=f"{FAKES}:prepare",
     compile=f"{FAKES}:compile_code", measure=f"{FAKES}:measure_batch", warm_up=f"{FAKES}:warm_up",
     builder_modules=(FAKES,), measurer_modules=(FAKES,), packages=(FAKES, "autosched"),
 )  # fmt: skip
@@ -60,10 +60,11 @@ def line(number: int, name: str, folder: Path) -> Line:
                 SM90.key)  # fmt: skip
 
 
-def run(out: Path, names: list[str], *more: str, jobs: ProfileJobs = JOBS) -> int:
+def run(out: Path, names: list[str], *more: str, jobs: ProfileJobs = JOBS,
+        limits: GpuLimits = LIMITS) -> int:  # fmt: skip
     lines = [line(n, name, out / "tasks") for n, name in enumerate(names)]
     given = ["--out", str(out), "--builders", "1", "--ranking", "analytic", "--gpus", "1"]
-    return main([*given, *more], jobs, LIMITS, lines)
+    return main([*given, *more], jobs, limits, lines)
 
 
 def script(out: Path, *arguments: str) -> str:
@@ -118,6 +119,15 @@ def test_several_gpus_share_the_work_and_one_workload_stays_on_one(tmp_path):
         "--planned", "16", "--near", "0", "--head", "0", "--again", "0", "--gpus", "2")  # fmt: skip
     found = rows(tmp_path)
     assert {r.extra["gpu"] for r in found} == {0, 1} and len(found) == 64
+
+
+def test_a_reference_that_takes_too_long_is_tried_once(tmp_path, capsys):
+    run(tmp_path, ["endless", "plain0", "plain1"], "--minutes", "0.4", "--rows", "60",
+        "--planned", "60", "--near", "0", "--head", "0", "--again", "0", "--gpus", "2",
+        limits=replace(LIMITS, prepare_s=1.0))  # fmt: skip
+    assert Counter(r.extra["program"] for r in rows(tmp_path)) == {"plain0": 60, "plain1": 60}
+    assert (tmp_path / "tasks" / "endless.prepared").read_text() == "once\n"
+    assert "no reference within 1 s" in capsys.readouterr().out
 
 
 # ---- going on -----------------------------------------------------------------------------------

@@ -70,7 +70,6 @@ class Line:
     ready: deque[Item] = field(default_factory=deque)
     owner: int | None = None
     busy: bool = False  # on a GPU just now
-    prepared: set[int] = field(default_factory=set)
     faults: int = 0
     _left: dict[str, deque[list[Any]]] = field(default_factory=dict)
 
@@ -185,6 +184,11 @@ class Board:
         with self.changed:
             line.busy = False
             self.changed.notify_all()
+
+    def drop(self, line: Line, why: str) -> None:
+        """No batch of this line is given out any more."""
+        with self.changed:
+            line.note = why
 
     def close(self) -> None:
         """No batch is given out any more."""

@@ -42,6 +42,7 @@ class ProfileJobs:
     lower: str = "autosched.tools.profile_build:lower"
     compile: str = "autosched.tools.profile_build:compile_code"
     unpack: str = "autosched.tools.profile_build:unpack"
+    prepare: str = "autosched.tools.profile_jobs:prepare"
     measure: str = "autosched.tools.profile_jobs:measure_batch"
     warm_up: str = "autosched.codegen.gpu_jobs:warm_up"
     builder_modules: tuple[str, ...] = ("autosched.tools.profile_build",)

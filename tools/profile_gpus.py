@@ -11,8 +11,10 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from autosched.codegen.jobs import Failed, Job, Outcome, Stage
+from autosched.ir.record import Status
 from autosched.tools.gpu_lab import GpuJobs, GpuLimits, Measurer, Setup, reason
 from autosched.tools.profile_board import Batch, Board
 from autosched.tools.profile_builds import ProfileJobs
@@ -21,6 +23,7 @@ from autosched.tools.profile_pack import ProfileError
 
 TURN_S = 1.0  # that a GPU waits for a batch before it looks whether the run is over
 EACH_S = 0.5  # of its limit that a batch has for each candidate
+REFERENCE_S = 20.0  # that a reference may take: a GPU is not to wait longer for any workload
 
 
 class Gpus:
@@ -108,12 +111,29 @@ class Gpus:
                     self.seconds[f"gpu {gpu} waiting"] += time.monotonic() - begun
                     continue
                 taken = time.monotonic()
-                self._found.put((batch, measurer.run(self._job(batch))))
+                self._found.put((batch, self._measured(measurer, batch)))
                 self.board.release(batch.line)
                 self.seconds[f"gpu {gpu} waiting"] += taken - begun
                 self.seconds[f"gpu {gpu} busy"] += time.monotonic() - taken
         except Exception as error:  # handed to the loop, which raises it
             self._found.put(error)
+
+    def _measured(self, measurer: Measurer, batch: Batch) -> Outcome:
+        """What a batch came to. A workload whose reference takes too long is dropped at once: no
+        other process is to try it."""
+        job, limit_s = self._job(batch), min(self.limits.prepare_s, REFERENCE_S)
+        asked = {"folder": str(batch.line.folder), "seed": self.setup.seed,
+                 "device": self.setup.device}  # fmt: skip
+        ready = measurer.run(Job(self.jobs.prepare, asked, Stage.RUN, limit_s))
+        if isinstance(ready, Failed):
+            if ready.status is Status.RUN_TIMEOUT:
+                self.board.drop(batch.line, f"no reference within {limit_s:g} s")
+            return ready
+        outcome = measurer.run(job)
+        if isinstance(outcome, Failed):
+            return outcome
+        seconds = ready.value["prepare_s"] + outcome.value["prepare_s"]
+        return replace(outcome, value={**outcome.value, "prepare_s": seconds})
 
     def _job(self, batch: Batch) -> Job:
         """What the process is told; it is written down first."""
@@ -124,8 +144,6 @@ class Gpus:
         asked = {"workload": line.key, "target": line.target_key, "items": items}
         journal = self.log.begin_batch(batch.number, asked)
         limit_s = self.limits.measure_s + EACH_S * len(batch.items)
-        if batch.gpu not in line.prepared:
-            limit_s += self.limits.prepare_s
         kwargs = {
             "folder": str(line.folder), "items": [i.asked() for i in batch.items],
             "journal": str(journal), "seed": self.setup.seed, "device": self.setup.device,

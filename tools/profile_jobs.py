@@ -43,6 +43,15 @@ _watch: list[gpu_timing.Replay] = []
 _seen, _said = [0.0], dict[str, float]()  # when the device was watched last, and what it said
 
 
+def prepare(folder: str, seed: int, device: str = "cuda") -> dict[str, float]:
+    """Has inputs and reference of the task in `folder`, which are kept; how long that took."""
+    begun = time.perf_counter()
+    _task(folder, seed, device)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return {"prepare_s": round(time.perf_counter() - begun, 4)}
+
+
 def measure_batch(
     folder: str, items: Sequence[Mapping[str, Any]], journal: str, seed: int, *,
     device: str = "cuda", launcher: str = "cubin", best_us: float | None = None,

@@ -22,7 +22,7 @@ from typing import Any
 from autosched.codegen.jobs import Failed, Outcome
 from autosched.codegen.measure import Timing
 from autosched.ir.record import Status, json_key
-from autosched.tools.gpu_lab import GpuLimits, Setup, is_lost, reason
+from autosched.tools.gpu_lab import GpuLimits, Setup, reason
 from autosched.tools.profile_board import Batch, Board, Item, Line
 from autosched.tools.profile_build import PLAN_FILE
 from autosched.tools.profile_builds import Builds, ProfileJobs, refuse_full_disk
@@ -300,7 +300,6 @@ class Run:
         left = {item.id: item for item in batch.items}
         watch: Mapping[str, float] = {}
         if not isinstance(outcome, Failed):
-            line.prepared.add(batch.gpu)
             self.seconds["reference"] += outcome.value["prepare_s"]
             watch = outcome.value["watch"]
             self.counts["tensors mended"] += len(outcome.value["mended"])
@@ -308,12 +307,10 @@ class Run:
         attempts = [self._attempt(line, left.pop(r["id"]), r, batch.gpu, watch) for r in told]
         if isinstance(outcome, Failed) and outcome.status is not Status.CANCELLED:
             refuse_full_disk(outcome)
-            if is_lost(outcome):
-                line.prepared.clear()
             if culprit is not None:
                 fault = {"status": outcome.status.value, "reason": reason(outcome)}
                 attempts.append(self._attempt(line, left.pop(culprit), fault, batch.gpu, watch))
-            else:
+            elif not line.note:
                 line.faults += 1
                 if line.faults > 1:
                     line.note = f"no reference: {reason(outcome)[:200]}"
