@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autosched.codegen.gpu_check import compare
 from autosched.codegen.gpu_jobs import timed_together
 from autosched.codegen.gpu_task import GpuTask, load_task
 from autosched.codegen.runtime.gpu_calls import load_function
@@ -40,7 +39,7 @@ def against_definition(
 def _wrong(task: GpuTask, made: Sequence[Any]) -> str | None:
     for output, found in zip(task.program.outputs, made, strict=True):
         name = output.name
-        result = compare(found, task.outputs[name], output.dtype, task.bounds.get(name))
+        result = task.compare(output, found, task.bounds.get(name))
         if not result.ok:
             return f"{name}: {result.reason}"
     return None

@@ -25,7 +25,7 @@ from autosched.codegen import gpu_timing
 from autosched.codegen.check import REL_L2_BOUND
 from autosched.codegen.cubin import CubinLauncher
 from autosched.codegen.gpu_arena import GUARD_BYTES, guarded
-from autosched.codegen.gpu_check import POISONS, compare, poison, still_poisoned
+from autosched.codegen.gpu_check import POISONS, poison, still_poisoned
 from autosched.codegen.gpu_task import GpuTask, load_task, mend
 from autosched.codegen.jobs import JobFailure
 from autosched.codegen.measure import Timing, time_callable
@@ -72,11 +72,12 @@ def present() -> dict[str, str] | None:
 
 
 def prepare(folder: str, seed: int, device: str = "cuda") -> dict[str, float]:
-    """Draws the inputs of the task and evaluates its reference; how long that took."""
+    """Draws the inputs of the task and evaluates its reference; how long that took, and the share
+    of the outputs that it has."""
     begun = time.perf_counter()
-    load_task(folder, seed, device)
+    task = load_task(folder, seed, device)
     _synchronize(device)
-    return {"seconds": round(time.perf_counter() - begun, 3)}
+    return {"seconds": round(time.perf_counter() - begun, 3), "checked": task.checked}
 
 
 def measure(
@@ -239,7 +240,7 @@ def _worst(made: Bound, task: GpuTask, bound: str | None) -> float:
         name = output.name
         known = [d for d in (bound, task.bounds.get(name)) if d is not None]
         coarsest = max(known, key=lambda d: REL_L2_BOUND[d], default=None)
-        found = compare(made.outputs[name], task.outputs[name], output.dtype, coarsest)
+        found = task.compare(output, made.outputs[name], coarsest)
         if not found.ok:
             raise JobFailure(found.status, f"{name}: {found.reason}")
         worst = max(worst, found.rel_l2)

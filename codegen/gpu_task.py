@@ -8,22 +8,25 @@ equal devices. They lie in an arena that tells whether a candidate has written t
 from __future__ import annotations
 
 import functools
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from autosched.codegen.check import bound_dtype
+from autosched.codegen.check import Comparison, bound_dtype
 from autosched.codegen.draw import Ranges, draw_inputs, ranges_of
 from autosched.codegen.gpu_arena import Arena, broken
+from autosched.codegen.gpu_check import compare
+from autosched.codegen.gpu_reference import Effort, Reference, reference, share
 from autosched.codegen.reference import read_given, read_program
-from autosched.codegen.torch_arrays import TorchArrays, supports
 from autosched.codegen.torch_types import STORAGE
-from autosched.ir.interp import InterpError, evaluate
-from autosched.ir.node import Node, Program
+from autosched.ir.interp import InterpError
+from autosched.ir.node import Node, Output, Program
+from autosched.ir.record import Status
 from autosched.ir.scalar import FLOATS
 
 _SHRINKS = (1, 16, 1 << 30)  # of the range of indices, until no read is out of range
@@ -36,7 +39,8 @@ Values = Mapping[str, torch.Tensor]
 class GpuTask:
     """Inputs and reference by name, dense; bounds: the type whose error bound holds.
 
-    arena: where both lie; remake: inputs and reference once more, elsewhere.
+    arena: where both lie; remake: inputs and reference once more, elsewhere; rows: of references
+    that are a sample, the dimension it is of and the coordinates there.
     """
 
     program: Program
@@ -46,6 +50,30 @@ class GpuTask:
     device: torch.device
     arena: Arena
     remake: Callable[[], tuple[Values, Values]]
+    rows: Mapping[str, tuple[int, torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def checked(self) -> float:
+        """The share of the outputs' elements that the reference has."""
+        return share(self.program, self.outputs)
+
+    def compare(self, output: Output, found: torch.Tensor, bound: str | None) -> Comparison:
+        """An output against its reference. bound: the type whose error bound holds, if not its own.
+
+        Where the reference is a sample without NaNs, there are to be none elsewhere either.
+        """
+        want = self.outputs[output.name]
+        if output.name not in self.rows or tuple(found.shape) != output.extents:
+            return compare(found, want, output.dtype, bound)
+        dim, at = self.rows[output.name]
+        result = compare(found.index_select(dim, at), want, output.dtype, bound)
+        if result.ok and output.dtype in FLOATS and not bool(torch.isnan(want).any()):
+            count = int(torch.isnan(found.to(torch.float32)).sum())
+            if count:
+                return Comparison(Status.NAN_RESULT, result.rel_l2, math.inf, result.bound,
+                                  f"{count} of {found.numel()} elements are NaN where the "
+                                  "reference has none nearby")  # fmt: skip
+        return result
 
 
 @functools.lru_cache(maxsize=1)
@@ -60,20 +88,30 @@ def load_task(folder: str, seed: int, device: str = "cuda") -> GpuTask:
 def make_task(
     program: Program, seed: int, device: torch.device,
     given: Mapping[str, np.ndarray] | None = None, scale: float = 1.0,
+    effort: Effort | None = None,
 ) -> GpuTask:  # fmt: skip
-    """given: inputs that are not drawn, by name; scale: of floats that are drawn and no weights.
+    """given: inputs that are not drawn, by name; scale: of floats that are drawn and no weights;
+    effort: how much of a reference is made that would take long.
 
     Raises: InterpError where the program reads out of range on every kind of inputs.
     """
     roots = zip(program.outputs, program.body, strict=True)
     bounds = {out.name: dtype for out, body in roots if (dtype := bound_dtype(body)) is not None}
-    remake = functools.partial(_values, program, seed, device, given or {}, scale)
-    inputs, outputs = remake()
+    values = functools.partial(_values, program, seed, device, given or {}, scale)
+    effort = effort or Effort(seed=seed)
+    inputs, made = values(effort)
+    outputs, again = made.outputs, replace(effort, taken=made.taken)
+
+    def remake() -> tuple[Values, Values]:
+        inputs, made = values(again)
+        return inputs, made.outputs
+
     arena = Arena(_labelled(inputs, outputs), device)
     kept = arena.tensors
     return GpuTask(
         program, {name: kept[_INPUT + name] for name in inputs},
         {name: kept[_OUTPUT + name] for name in outputs}, bounds, device, arena, remake,
+        made.rows,
     )  # fmt: skip
 
 
@@ -98,32 +136,18 @@ def _labelled(inputs: Values, outputs: Values) -> dict[str, torch.Tensor]:
 
 def _values(
     program: Program, seed: int, device: torch.device, given: Mapping[str, np.ndarray],
-    scale: float,
-) -> tuple[Values, Values]:  # fmt: skip
+    scale: float, effort: Effort,
+) -> tuple[Values, Reference]:  # fmt: skip
     """Inputs and reference: drawn in the widest range in which the program reads nothing else."""
     own = {name: torch.from_numpy(array).to(device) for name, array in given.items()}
     for shrink in _SHRINKS:
         inputs = draw_on(program, seed, device, shrink, own, scale)
         try:
-            return inputs, _reference(program, inputs, device)
+            return inputs, reference(program, inputs, device, effort)
         except InterpError:
             if shrink == _SHRINKS[-1]:
                 raise
     raise AssertionError("the last range either works or raises")
-
-
-def _reference(
-    program: Program, inputs: Mapping[str, torch.Tensor], device: torch.device
-) -> dict[str, torch.Tensor]:
-    """On the device where torch knows all types, else by NumPy."""
-    if supports(program):
-        return evaluate(program, inputs, TorchArrays(str(device)))
-    arrays = {
-        name: (x.to(torch.float32) if x.dtype is torch.bfloat16 else x).cpu().numpy()
-        for name, x in inputs.items()
-    }
-    found = evaluate(program, arrays)
-    return {name: torch.from_numpy(array).to(device) for name, array in found.items()}
 
 
 def draw_on(

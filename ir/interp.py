@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy
@@ -48,6 +48,35 @@ def evaluate(
             return _Tile(machine, program).run()
         values = [machine.value(node, {}).named for node in program.body]
         return {o.name: _delivered(machine, o, v) for o, v in zip(program.outputs, values)}
+
+
+@dataclass(frozen=True)
+class Evaluating:
+    """An algebra program under evaluation: its outputs at any coordinates, one after the other."""
+
+    program: Program
+    machine: Evaluator
+
+    def outputs(self, names: Sequence[str], env: Env) -> dict[str, Any]:
+        """Outputs by name, each as long along an axis of `env` as what the axis is bound to there,
+        which has that axis for its dimension."""
+        roots = zip(self.program.outputs, self.program.body, strict=True)
+        chosen = {o: body for o, body in roots if o.name in names}
+        with _deep_recursion():
+            values = {o: self.machine.value(body, env).named for o, body in chosen.items()}
+            return {o.name: _delivered(self.machine, _shortened(o, env), v)
+                    for o, v in values.items()}  # fmt: skip
+
+
+def evaluating(program: Program, inputs: Mapping[str, Any], xp: Any = numpy) -> Evaluating:
+    """As `evaluate`, for a program of the algebra level."""
+    return Evaluating(program, _machine(program.inputs, inputs, xp, False))
+
+
+def _shortened(output: Output, env: Env) -> Output:
+    extents = [env[a].named.data.shape[0] if a in env else e
+               for a, e in zip(output.dims, output.extents)]  # fmt: skip
+    return replace(output, extents=tuple(extents))
 
 
 def value_of(

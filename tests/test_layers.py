@@ -50,7 +50,7 @@ OWNERS: dict[str, set[str]] = {
         "tools/gpu_peers_masks.py", "tools/suite_jobs.py", "tools/suite_race.py",
         "codegen/runtime/launch.py", "codegen/cubin.py", "codegen/runtime/gpu.py",
         "codegen/gpu_check.py", "codegen/gpu_jobs.py", "codegen/gpu_task.py",
-        "codegen/gpu_arena.py",
+        "codegen/gpu_arena.py", "codegen/gpu_reference.py",
         "codegen/gpu_timing.py", "codegen/torch_arrays.py", "codegen/torch_gather.py",
         "codegen/torch_types.py", "tools/profile_jobs.py", "tools/triton_interpreter.py",
         "tools/triton_mended.py",

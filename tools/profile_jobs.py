@@ -26,7 +26,7 @@ from autosched.codegen.gpu_task import GpuTask, make_task, mend
 from autosched.codegen.jobs import JobFailure
 from autosched.codegen.measure import Timing, time_callable
 from autosched.codegen.reference import read_given, read_program
-from autosched.codegen.triton_entry import read_build
+from autosched.codegen.triton_entry import Build, read_build
 
 ROOM = 0.5  # of the GPU's memory that references may keep; candidates need scratch and outputs
 HOPELESS = 4.0  # times slower than the best so far: two runs, launched one by one
@@ -105,10 +105,15 @@ def _measured(
     ended = time.perf_counter()
     build = read_build(Path(item["entry"]))
     return {
-        "id": item["id"], "timing": timing.to_json(), "rel_l2": worst, "facts": build.facts(),
+        "id": item["id"], "timing": timing.to_json(), "rel_l2": worst, "facts": _facts(build, task),
         "seconds": {"compile_s": build.seconds, "load_s": round(loaded - begun, 4),
                     "check_s": round(checked - loaded, 4), "time_s": round(ended - checked, 4)},
     }  # fmt: skip
+
+
+def _facts(build: Build, task: GpuTask) -> dict[str, Any]:
+    """Of the build; and where only a sample of the outputs was checked, its share of them."""
+    return {**build.facts(), **({"checked": round(task.checked, 4)} if task.rows else {})}
 
 
 # ---- references --------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 
-from autosched.codegen.gpu_check import compare
 from autosched.codegen.gpu_jobs import Bound, opened, verify
 from autosched.codegen.gpu_task import GpuTask, load_task, make_task
 from autosched.codegen.jobs import JobFailure
@@ -223,7 +222,7 @@ def _fill(task: GpuTask, values: Mapping[str, torch.Tensor]) -> None:
 
 def _compared(task: GpuTask, answer: torch.Tensor) -> Any:
     (output,) = task.program.outputs
-    return compare(answer, task.outputs[output.name], output.dtype, task.bounds.get(output.name))
+    return task.compare(output, answer, task.bounds.get(output.name))
 
 
 def _pairs(task: GpuTask, facts: Mapping[str, Any]) -> int | None:
