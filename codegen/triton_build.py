@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ from autosched.codegen.triton_entry import (
     read_build,
 )
 from autosched.codegen.triton_faults import fault_of
+from autosched.codegen.triton_machine import machine_fault_of
 from autosched.codegen.triton_spec import Launch, TritonModule
 from autosched.ir.record import canonical_json
 from autosched.ir.target import Target
@@ -59,7 +61,8 @@ class DoesNotFitError(ValueError):
 
 
 class MiscompiledError(RuntimeError):
-    """What the compiler made has a fault that is known to give wrong values."""
+    """What the compiler made has a fault that is known to give wrong values, or to read where no
+    memory is."""
 
 
 def toolchain() -> str:
@@ -144,6 +147,9 @@ def _compiled(
         raise MiscompiledError(f"{launch.kernel}: {fault}")
     facts = compiled.metadata
     file.write_bytes(compiled.asm["cubin"])
+    # Descriptors of tensor cores in shared memory are what uniform registers run short of.
+    if "wgmma" in compiled.asm["ptx"] and (fault := machine_fault_of(_listing(file))) is not None:
+        raise MiscompiledError(f"{launch.kernel}: {fault}")
     log = said.getvalue()
     registers, spills = _number(_REGISTERS, log), _number(_STACK, log)
     made = BuiltKernel(
@@ -153,6 +159,12 @@ def _compiled(
     )  # fmt: skip
     _check_fits(made, target)
     return made
+
+
+def _listing(cubin: Path) -> str:
+    """Machine code as text, by the disassembler that Triton brings."""
+    command = [triton.knobs.nvidia.nvdisasm.path, "-c", str(cubin)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def gpu_target(target: Target) -> GPUTarget:

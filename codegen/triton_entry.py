@@ -17,7 +17,7 @@ from typing import Any
 
 from autosched.codegen.triton_spec import TritonModule
 
-FORMAT = 2  # of build.json: another number is another key
+FORMAT = 3  # of build.json: another number is another key
 SOURCE, INDEX = "module.py", "build.json"
 
 
