@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from autosched.codegen.gpu_jobs import usual
 from autosched.codegen.gpu_reference import Effort, reference
 from autosched.codegen.gpu_task import GpuTask, draw_on, make_task, mend
 from autosched.datasets.workloads.attention import attention, attention_backward
@@ -67,6 +68,11 @@ def test_a_sample_has_both_ends_and_is_exact(name):
 
 def test_small_programs_are_evaluated_whole():
     assert [c.count for c in cuts(PROGRAMS["causal"]())] == [1]
+
+
+def test_what_the_device_is_warmed_up_with_is_a_program():
+    task = make_task(usual(), 0, CPU)
+    assert not task.rows and task.checked == 1.0 and bool(torch.isfinite(task.outputs["y"]).all())
 
 
 def sampled() -> tuple[GpuTask, torch.Tensor]:
