@@ -18,8 +18,10 @@ _LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?(\S+)\s*(.*?)\s*;")
 _TARGET = re.compile(r"`\(([.$\w]+)\)")
 _UNIFORM = re.compile(r"\bUR(\d+)\b")
 _PREDICATE = re.compile(r"!?U?P(?:\d|T)")
-# In one operand both factors of a product in shared memory: two descriptors of 64 bits.
+# Both factors of a product, as descriptors of 64 bits side by side. A left factor in registers of
+# its own stands before them; then the first descriptor is not read.
 _FACTORS = re.compile(r"gdesc\[UR(\d+)\]")
+_LEFT, _RIGHT = range(2), range(2, 4)
 # Work on uniform registers starts with a U, and so do some that have no result in one.
 _RESULTLESS = ("UTMA", "UBLK", "UCGABAR", "USETMAXREG")
 _RESULTS = ("U", "R2UR", "S2UR", "CS2UR", "VOTEU", "ELECT", "REDUX", "LDCU")
@@ -61,11 +63,11 @@ def reads(one: Instruction) -> frozenset[int]:
     result = _result(one)
     found: set[int] = set()
     for n, operand in enumerate(one.operands):
-        if n != result:
+        if factors := _FACTORS.match(operand):
+            words = _RIGHT if n > 1 else (*_LEFT, *_RIGHT)
+            found.update(int(factors[1]) + word for word in words)
+        elif n != result:
             found.update(map(int, _UNIFORM.findall(operand)))
-    if one.op.startswith("HGMMA") and len(one.operands) > 1:
-        for first in map(int, _FACTORS.findall(one.operands[1])):
-            found.update(range(first, first + 4))
     return frozenset(found)
 
 

@@ -42,13 +42,16 @@ SOUND = {
                            "MOV R1, UR4", "EXIT", ".L_x_0:", "BSYNC B0"),
     "in a function": ("CALL.REL.NOINC `($f)", "MOV R1, UR4", "EXIT", "$f:", "UMOV UR4, URZ",
                       "RET.REL.NODEC R2 `(kernel)"),
+    "a left factor in registers": ("UMOV UR6, URZ", "UMOV UR7, URZ",
+                                   "HGMMA.64x16x16.F32.BF16 R96, R132, gdesc[UR4].tnspB, R96",
+                                   "EXIT"),
     "nothing": (),
 }  # fmt: skip
 FAULTY = {
     "never": (("S2R R0, SR_TID.X", "UIADD3 UR14, UP1, UR14, 0x20, URZ", "EXIT"), 14),
     "too late": (("MOV R1, UR4", "UMOV UR4, URZ", "EXIT"), 4),
     "one word of two": (("UMOV UR4, URZ", "UIMAD.WIDE UR6, UR4, 0x2, UR5", "EXIT"), 5),
-    "as an address": (("UTMALDG.2D [UR8], [UR4]", "EXIT"), 4),
+    "as an address": (("UMOV UR8, URZ", "UTMALDG.2D [UR8], [UR4]", "EXIT"), 4),
     "the other factor": (("ULDC.128 UR8, c[0x0][0x210]", "UMOV UR4, URZ", "UMOV UR5, URZ",
                           "UMOV UR6, URZ", "HGMMA.64x8x16.F32.BF16 R24, gdesc[UR8], R24",
                           "HGMMA.64x8x16.F32.BF16 R24, gdesc[UR4], R24", "EXIT"), 7),
