@@ -206,11 +206,11 @@ class _Kernel(Sharing):
     ) -> None:
         """The statements of one iteration of the grid, number `pid`."""
         self.scopes.enter({a: literal(0, "int32") for a, _ in trips}, loop=bool(header))
-        self.coordinates(trips, pid.text)
+        self.bind_grid(trips, pid.text)
         self.statements(body)
         self.scopes.leave(header)
 
-    def coordinates(self, trips: Sequence[tuple[str, Extent]], tile: str) -> None:
+    def bind_grid(self, trips: Sequence[tuple[str, Extent]], tile: str) -> None:
         """Binds the loops of the grid to their coordinates at a tile."""
         known: dict[str, str] = {}
         for name, text in self.order.lines(trips, tile, self.inside, lambda n: self.extent(n).text):

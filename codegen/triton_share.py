@@ -45,7 +45,7 @@ class Sharing(Arrivals):
         accesses = (n for n in walk(loop, *rest) if n.op in ("load", "store"))
         return frozenset(n for n in accesses if n.src[0] not in parts)
 
-    def coordinates(self, trips: Trips, tile: str) -> None:
+    def bind_grid(self, trips: Trips, tile: str) -> None:
         """Binds the loops of the grid to their coordinates at a tile."""
         raise NotImplementedError
 
@@ -81,7 +81,7 @@ class Sharing(Arrivals):
             beyond = f"{shared} + {pid.text} + ({index} - {end.text}) * {programs}"
             self.scopes.line(f"{tile} = {index} if {index} < {end.text} else {beyond}")
         scope.axes[at] = Val(tile, (), "int32")
-        self.coordinates(trips, tile)
+        self.bind_grid(trips, tile)
         here = iota(at, ext_product(n for _, n in trips))
         number_of = where(shares.is_shared(here), own - shares.first(here), 0)
         scope.axes[part] = self.named(self.value(simplify(number_of)), "part")

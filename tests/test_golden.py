@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 from programs import attention, gemm, softmax, swiglu
+from split_programs import dealt
 from tile_programs import delta_algebra
 
 from autosched.codegen.build import Lowered, Request, lower
@@ -59,6 +60,7 @@ IN_PARTS = act(
     plans=[[[["m", 16], ["n", 16], ["part.k", 1]], [["k.in", 0]], FACTS],
            [[["m", 16], ["n", 16]], [], FACTS]],
 )  # fmt: skip
+DEALT = tuple(dealt(product(), "k", 8, [["m", 16], ["n", 16]], 4))
 
 
 def causal() -> Program:
@@ -93,6 +95,8 @@ CASES: dict[str, Case] = {
     ),
     "split_reduce": Case(product, (), PARTS),
     "arrive": Case(product, (PARTS, IN_PARTS), act("arrive", axis="part.k")),
+    "stream": Case(product, (), DEALT[0]),
+    "share": Case(product, DEALT[:-1], DEALT[-1]),
     "inline_fold": Case(lambda: delta_algebra(1, 2, 5, 3, 4), (), act("inline", keep=[7])),
 }
 

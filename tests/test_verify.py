@@ -124,6 +124,7 @@ REJECTED: list[tuple[str, Program]] = [
     ("LANE", tile(loop(store(Y, load(X, [iota("q", 3)]), [iota("q", 3)]), "q", 3, "lane"))),
     ("GRID", tile(loop(loop(store(Y, load(X, [M]), [M]), bind="grid"), "q"))),
     ("ARRIVE", tile(loop(GOOD, "n", 4, "arrive"))),
+    ("SHARE", tile(loop(GOOD, "n", 4, "share"))),
     ("SHADOW", tile(loop(GOOD))),
     ("SHADOW", tile(loop(store(Y, _inner_fold_of_the_same_axis(), [N]), "n"))),
     ("BOUNDS", tile(loop(loop(store(Y, load(X, [M]), [M]), "m", N + 1), "n", 4, "lane"))),
