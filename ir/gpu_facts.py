@@ -182,18 +182,22 @@ def rules_of(kernel: Node) -> list[Node]:
     """What the facts of a kernel must obey."""
     facts = {**DEFAULTS, **kernel_facts(kernel)}
     parts, group = facts["epilogue"], facts["group"]
+    trips = [n.src[1] for n in grid_of(kernel)]
+    several = [n for n in trips if not (n.op == "const" and n.attr[0] <= 1)]
     out: list[Node] = []
     if parts != 1:
         out.append((as_node(parts) <= 1) | (as_node(stores_boxes(facts)) > 0))
         out += [as_node(ext_mul(parts, LEAST_PART)) <= as_node(n) for n in _last_sizes(kernel)]
-    if group != 0:
-        trips = [n.src[1] for n in grid_of(kernel)]
-        several = [n for n in trips if not (n.op == "const" and n.attr[0] <= 1)]
-        if len(several) > 1:  # a group of all iterations is the other order of the loops
-            outer, inner = several[-2:]
-            out.append((as_node(group) < 1) | ((as_node(group) < outer) & (inner > 1)))
+    if group != 0 and len(several) > 1:
+        # A group of all iterations is the other order of the loops.
+        outer, inner = several[-2:]
+        out.append((as_node(group) < 1) | ((as_node(group) < outer) & (inner > 1)))
     if facts["specialise"] != 0:
         out += _specialised(kernel, facts["stages"])
+        # Descriptors of batches whose rows have a tail are made in the loop of a program that
+        # walks: such kernels ran for ever on an H200, or read where no memory is.
+        if facts["persistent"] != 0 and len(several) > 2:
+            out.append(const(False, "bool"))
     if facts["swap"] != 0:
         for rows, columns in _sides(kernel):
             out += [as_node(rows) < GROUP_ROWS, as_node(columns) >= GROUP_ROWS]

@@ -14,8 +14,10 @@ from autosched.codegen.triton_build import MiscompiledError, build
 from autosched.codegen.triton_memory import Memory
 from autosched.codegen.triton_spec import TritonModule
 from autosched.ir import gpu_facts
+from autosched.ir.define import algebra
 from autosched.ir.node import Node, Program
 from autosched.ir.open_extents import OpenTile, open_replay
+from autosched.ir.ops import cast, input_, sum_
 from autosched.ir.schedule import Schedule, Sketch, replay
 from autosched.ir.sketch_gpu import gpu_sketches
 from autosched.ir.target import parse_target
@@ -120,6 +122,19 @@ def test_only_loops_of_one_product_run_far_ahead() -> None:
     assert depths(product(1500, 1280, 512, "bfloat16")) == {2, 4}
     assert depths(attention(1536, "causal", "bfloat16", d=64), ".tested") == {2}
     assert depths(attention(1536, "full", "bfloat16", d=64)) == {2}
+
+
+def test_programs_that_walk_over_batches_load_for_themselves() -> None:
+    x = input_("x", {"b": 4, "m": 1448, "k": 144}, "bfloat16")
+    w = input_("w", {"b": 4, "n": 128, "k": 144}, "bfloat16")
+    batches = algebra(y=("b m n", sum_("k", cast(x, "float32") * cast(w, "float32"))))
+    flat = product(1448, 128, 144, "bfloat16")
+
+    def walking(program: Program) -> int:
+        return sum(len(s.table()[s.knobs[0].name]) for s in gpu_sketches(program, TARGET)
+                   if SPECIALISED in str(s.actions) and "('persistent', 1)" in str(s.actions))
+
+    assert walking(batches) == 0 < walking(flat)
 
 
 def test_products_that_run_far_ahead_are_refused(
