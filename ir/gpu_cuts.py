@@ -81,8 +81,10 @@ def packed_sizes(
     for group in groups:
         if fixed & set(group) or max(group.values()) > PACKED_ROWS:
             continue
-        # Heads of a group are rows where today each is a program of its own.
-        alone = max((n for a, n in group.items() if n == extents[a]), default=1)
+        # Without this, an axis that only one operand names is a side of the box anyway; heads that
+        # both name would each be a program, though all of them share one key head.
+        sides = {*group} - axes.shared
+        alone = max((n for a, n in group.items() if n == extents[a] and a in sides), default=1)
         left, sizes = PACKED_ROWS, {}
         for axis, members in reversed(list(group.items())):
             size = min(members, left)

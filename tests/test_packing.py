@@ -51,6 +51,8 @@ DEFINITIONS: dict[str, tuple[Program, tuple[dict[str, int], ...]]] = {
                     ({"h": 7, "i": 2}, {"e": 16})),
     "one key head": (attention(2, 6, 5, 16, F32, j=33, groups=6, causal=True),
                      ({"h": 6, "i": 5}, {"e": 16})),
+    "one query, one key head": (attention(3, 7, 1, 24, F32, j=600, groups=7),
+                                ({"h": 7}, {"e": 24})),
     "one to one": (attention(2, 6, 5, 16, F32, j=33), ({"i": 5}, {"e": 16})),
     "views": (split_heads(2, 3, 4, 3, 24, 37), ({"h": 4, "i": 3}, {"j": 37})),
     "images": (convolution(2, 5, 6, 16, 24), ({"n": 2, "h": 5, "w": 6}, {"f": 24})),
@@ -110,7 +112,9 @@ def packed(program: Program) -> list[Sketch]:
     return [s for s in made if "stagger" not in s.name]  # the loops are another rule's
 
 
-@pytest.mark.parametrize("name", ["one query", "a few", "seven heads", "one key head", "views"])
+@pytest.mark.parametrize("name", [
+    "one query", "a few", "seven heads", "one key head", "one query, one key head", "views",
+])  # fmt: skip
 def test_kernels_of_packed_rows(interpreter: Interpreter, name: str) -> None:
     program, _ = DEFINITIONS[name]
     rng = np.random.default_rng(0)
@@ -148,6 +152,26 @@ def test_keys_and_values_are_read_once_for_a_group() -> None:
     (launch,) = module.launches
     assert launch.programs == 8  # of key heads
     assert len(re.findall(r"tl\.load\((k|v) \+", module.source)) == 2
+
+
+def test_all_heads_of_one_key_head_are_rows_of_one_program() -> None:
+    program = attention(4, 8, 1, 128, "bfloat16", j=65536, groups=8)
+    found = {s.name: s for s in packed(program)}
+    assert {"onepass128.1", "split.j64.arrive.1", "split.j128.apart.2"} <= set(found)
+    sketch = found["split.j128.arrive.2"]
+    knobs = {k: int(c[0]) for k, c in sketch.table().items()} | {"parts": 32}
+    module = emit(replay_of(program, sketch, knobs), Header("decode"))
+    assert isinstance(module, TritonModule)
+    (launch,) = module.launches
+    assert launch.programs == 4 * 32  # not once more for each of 8 heads
+    assert "tl.dot(" in module.source
+
+
+def test_long_queries_of_one_key_head_are_rows_without_heads() -> None:
+    program = attention(1, 8, 512, 64, F32, j=512, groups=8, causal=True)
+    found = list(sketches(program, SM_90))
+    assert found and not packed(program)
+    assert any(k.name == "k0.i" for s in found for k in s.knobs)
 
 
 def replay_of(program: Program, sketch: Sketch, knobs: dict[str, int]) -> Program:
