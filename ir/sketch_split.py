@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from autosched.ir.gpu_axes import kernel_axes, product_of
+from autosched.ir.gpu_cuts import packed_sizes
 from autosched.ir.gpu_limits import resource_limits
 from autosched.ir.node import Node, Program, walk
+from autosched.ir.packing import packable
 from autosched.ir.rules import exp2, skip, split_reduce, tile
 from autosched.ir.rules.action import Action, Illegal, act
 from autosched.ir.rules.tile import Group
@@ -72,6 +74,8 @@ def cuts(program: Program, target: Target) -> Iterator[Cut]:
         if not isinstance(extent, int) or extent < (LONG if contracted else LONG_ROW):
             continue
         programs = _programs(program, found, contracted)
+        if contracted and programs >= ROOM * target.cores:
+            programs //= _rows_of_a_box(program, found)
         if programs >= ROOM * target.cores:
             continue
         most = max(MOST * target.cores // programs, PARTS[0])
@@ -93,6 +97,14 @@ def _programs(program: Program, reduces: Sequence[Node], contracted: bool) -> in
         1 if a in whole and e <= 2 * TALL else -(-e // TALL) if a in axes.left else e
         for a, e in outer.items()
     )
+
+
+def _rows_of_a_box(program: Program, reduces: Sequence[Node]) -> int:
+    """How many programs become one where axes share a box, as the heads of a group do."""
+    extents = {a: int(str(e)) for o in program.outputs for a, e in zip(o.dims, o.extents)}
+    groups = packable(program.body, set(), extents)
+    packs = packed_sizes(groups, extents, kernel_axes(reduces, set()))
+    return max((prod(sizes.values()) for sizes in packs), default=1)
 
 
 def steps_of(reduces: Sequence[Node]) -> tuple[int, ...]:

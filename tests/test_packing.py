@@ -10,6 +10,7 @@ import pytest
 
 from autosched.codegen.triton import Header, emit
 from autosched.codegen.triton_spec import TritonModule
+from autosched.datasets.suites import suite
 from autosched.ir.block_axes import BlockAxes
 from autosched.ir.define import algebra
 from autosched.ir.extent import simplify
@@ -18,6 +19,7 @@ from autosched.ir.node import Program, replace_nodes
 from autosched.ir.ops import const, input_, iota, reaxis, sum_
 from autosched.ir.packing import grains, packable
 from autosched.ir.schedule import Sketch, replay
+from autosched.ir.sketch_split import cuts
 from autosched.ir.sketches import sketches
 from autosched.ir.target import parse_target
 from autosched.tools.gpu_programs import attention
@@ -178,3 +180,12 @@ def replay_of(program: Program, sketch: Sketch, knobs: dict[str, int]) -> Progra
     made = replay(program, sketch.schedule(knobs))
     assert isinstance(made, Program)
     return made
+
+
+@pytest.mark.parametrize(("batches", "heads", "room"), [(8, 64, True), (64, 32, False)])
+def test_parts_are_for_the_programs_that_are_left(batches: int, heads: int, room: bool) -> None:
+    """512 heads share 64 boxes, for which a device of 132 multiprocessors has room; 512 boxes of
+    2,048 heads fill it."""
+    name = f"decode.b{batches}h{heads}g8i1j{16384 if room else 8192}d128.bf16"
+    row = next(r for r in suite("dense").rows if r.name == name)
+    assert bool(list(cuts(row.program(), parse_target("sm_90")))) == room
