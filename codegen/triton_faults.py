@@ -62,7 +62,7 @@ def _moves_twice(lines: Sequence[str]) -> str | None:
 def _buffers_deep(lines: Sequence[str]) -> str | None:
     """Several products in the loop of a group of warps for which others load more than two steps
     ahead (attention): whole groups of rows were NaN on an H200, in each such kernel of some size.
-    No reason is known; of one product in a loop all depths were right."""
+    No reason is known."""
     for part in _parts(lines):
         products = sum("ttng.warp_group_dot " in line for line in part)
         deep = max((int(n) for line in part for n in _BUFFERS.findall(line)), default=0)
