@@ -34,6 +34,7 @@ from autosched.codegen.triton_values import MAX_ELEMENTS, number
 from autosched.codegen.triton_views import distinct_axes, resolve
 from autosched.ir.extent import as_extent, as_node, ext_product
 from autosched.ir.gpu_facts import DEFAULTS, described, rows_of
+from autosched.ir.loops import grid_of
 from autosched.ir.node import Extent, Node, Program, walk
 from autosched.ir.open_extents import Sizes
 from autosched.ir.ops import kernel_facts
@@ -41,8 +42,6 @@ from autosched.ir.rules.action import Illegal
 from autosched.ir.scope import scope_of
 
 __all__ = ["Header", "emit"]
-
-GRIDS = ("grid", "persistent")
 
 
 def emit(
@@ -74,7 +73,7 @@ class _Module:
         ]
         self.counters = {
             k: names.fresh(f"{name}_arrivals")
-            for k, name in zip(self.kernels, self.functions) if arrivals(_grid(k)[1])
+            for k, name in zip(self.kernels, self.functions) if arrivals(grid_of(k)[1])
         }  # fmt: skip
 
     def handles(self) -> Iterable[Node]:
@@ -153,7 +152,7 @@ class _Kernel(Sharing):
         self.tensors = {h: t for h, t in self.all_tensors.items() if h in used}
         parameters = [*self.tensors.values(), *([self.counter] if self.counter else [])]
         self.scopes.names = Names((*parameters, *self.arguments.values(), *HELPERS, name))
-        grid, body = _grid(node)
+        grid, body = grid_of(node)
         self.prepare(node, grid, body)
         persistent = any(loop.attr[1] == "persistent" for loop in grid)
         if not persistent:
@@ -383,16 +382,6 @@ class _Kernel(Sharing):
         self.statements(stmt.src[2:])
         span = hi.text if lo.text == "0" else f"{lo.text}, {hi.text}"
         self.scopes.leave(f"for {index} in range({span}):")
-
-
-def _grid(kernel: Node) -> tuple[list[Node], tuple[Node, ...]]:
-    """The chain of grid loops, outermost first, and what stands inside."""
-    loops: list[Node] = []
-    body = kernel.src
-    while len(body) == 1 and body[0].op == "forall" and body[0].attr[1] in GRIDS:
-        loops.append(body[0])
-        body = body[0].src[2:]
-    return loops, body
 
 
 def _stored_axes(store: Node) -> tuple[str, ...]:

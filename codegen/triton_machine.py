@@ -1,5 +1,5 @@
-"""What machine code of a kernel reads in (nvdisasm's listing of it), registers that nothing wrote
-out.
+"""A listing of a kernel's machine code in (nvdisasm's), a uniform register out that it reads and
+that nothing has written.
 
 Triton hands its code to ptxas, whose mistakes show neither in PTX nor in Triton's dialects. One of
 them can be proved from machine code alone: a register is read that no path from the entry has

@@ -98,7 +98,7 @@ _FEATURES: tuple[Feature, ...] = (
 )
 
 GPU = Catalogue(
-    version="gpu-2",
+    version="gpu-3",
     title="GPU tile programs",
     note="All of it is estimated from the tile program, before anything is compiled.",
     features=_FEATURES,

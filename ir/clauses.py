@@ -90,4 +90,3 @@ def _not_negative(difference: Node) -> tuple[Clause, ...]:
     if difference.op == "const":
         return () if difference.attr[0] >= 0 else ((),)
     return ((difference,),)
-

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from autosched.ir.extent import as_node, ext_floordiv, ext_max, ext_mod, ext_mul, ext_product
+from autosched.ir.loops import grid_of
 from autosched.ir.node import Extent, Node, walk
 from autosched.ir.ops import const, kernel_facts
 
@@ -182,7 +183,7 @@ def rules_of(kernel: Node) -> list[Node]:
     """What the facts of a kernel must obey."""
     facts = {**DEFAULTS, **kernel_facts(kernel)}
     parts, group = facts["epilogue"], facts["group"]
-    trips = [n.src[1] for n in grid_of(kernel)]
+    trips = [n.src[1] for n in grid_of(kernel)[0]]
     several = [n for n in trips if not (n.op == "const" and n.attr[0] <= 1)]
     out: list[Node] = []
     if parts != 1:
@@ -202,13 +203,6 @@ def rules_of(kernel: Node) -> list[Node]:
         for rows, columns in _sides(kernel):
             out += [as_node(rows) < GROUP_ROWS, as_node(columns) >= GROUP_ROWS]
     return out
-
-
-def grid_of(kernel: Node) -> Iterator[Node]:
-    body = kernel.src
-    while len(body) == 1 and body[0].op == "forall" and body[0].attr[1] in ("grid", "persistent"):
-        yield body[0]
-        body = body[0].src[2:]
 
 
 def _last_sizes(kernel: Node) -> Iterator[Extent]:

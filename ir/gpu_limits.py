@@ -17,11 +17,11 @@ from autosched.ir.gpu_facts import (
     DEFAULTS,
     GROUP_ROWS,
     fed_by,
-    grid_of,
     rules_of,
     stores_boxes,
     turned,
 )
+from autosched.ir.loops import grid_of
 from autosched.ir.node import Extent, Node, walk
 from autosched.ir.ops import kernel_facts
 from autosched.ir.scalar import ITEMSIZE
@@ -127,7 +127,7 @@ def _whole_groups(
     other warp; smaller blocks are for grids that would be too small, and for short axes."""
     if "wgmma" not in target.features or facts["swap"] != 0:
         return
-    trips = {n.attr[0]: n.src[1] for n in grid_of(kernel)}
+    trips = {n.attr[0]: n.src[1] for n in grid_of(kernel)[0]}
     programs = ext_product(trips.values())
     for rows in dict.fromkeys(_fed_rows(kernel)):
         if len(rows) != 1 or f"{(axis := rows[0][0]).removesuffix('.i')}.o" not in trips:

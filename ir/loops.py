@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from autosched.ir.node import Extent, Node, replace_nodes, walk
 from autosched.ir.ops import carry, forall
 
+GRIDS = ("grid", "persistent")  # binds of loops whose iterations are programs of their own
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -82,6 +84,16 @@ def as_loop(stmt: Node) -> tuple[Loop, tuple[Node, ...]]:
     """A forall as its loop and the statements under it."""
     axis, bind = stmt.attr
     return Loop(axis, stmt.src[0], stmt.src[1], bind), stmt.src[2:]
+
+
+def grid_of(kernel: Node) -> tuple[list[Node], tuple[Node, ...]]:
+    """The chain of grid loops of a kernel, outermost first, and what stands inside."""
+    loops: list[Node] = []
+    body = kernel.src
+    while len(body) == 1 and body[0].op == "forall" and body[0].attr[1] in GRIDS:
+        loops.append(body[0])
+        body = body[0].src[2:]
+    return loops, body
 
 
 def as_nest(stmt: Node) -> Nest | None:

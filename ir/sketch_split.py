@@ -15,7 +15,7 @@ from math import prod
 from autosched.ir.gpu_axes import kernel_axes, product_of
 from autosched.ir.gpu_cuts import packed_sizes
 from autosched.ir.gpu_limits import resource_limits
-from autosched.ir.node import Node, Program, walk
+from autosched.ir.node import Extent, Node, Program, walk
 from autosched.ir.packing import packable
 from autosched.ir.rules import exp2, skip, split_reduce, tile
 from autosched.ir.rules.action import Action, Illegal, act
@@ -64,12 +64,7 @@ class Cut:
 
 def cuts(program: Program, target: Target) -> Iterator[Cut]:
     """The axes along which parts may pay."""
-    reduces: dict[str, list[Node]] = {}
-    for node in walk(*program.body):
-        if node.op == "reduce" and len(node.attr[1]) == 1 and not node.carries:
-            reduces.setdefault(node.attr[1][0], []).append(node)
-    for axis, found in reduces.items():
-        extent = next(e for s in found[0].src for a, e in s.free if a == axis)
+    for axis, extent, found in reduced_axes(program):
         contracted = any(product_of(n) is not None for n in found)
         if not isinstance(extent, int) or extent < (LONG if contracted else LONG_ROW):
             continue
@@ -83,6 +78,16 @@ def cuts(program: Program, target: Target) -> Iterator[Cut]:
             parts = tuple(p for p in PARTS if p <= min(most, extent // block))
             if parts:
                 yield Cut(axis, block, parts)
+
+
+def reduced_axes(program: Program) -> Iterator[tuple[str, Extent, list[Node]]]:
+    """The axes that are reduced by themselves, their extents and the reduces over each."""
+    reduces: dict[str, list[Node]] = {}
+    for node in walk(*program.body):
+        if node.op == "reduce" and len(node.attr[1]) == 1 and not node.carries:
+            reduces.setdefault(node.attr[1][0], []).append(node)
+    for axis, found in reduces.items():
+        yield axis, next(e for s in found[0].src for a, e in s.free if a == axis), found
 
 
 def _programs(program: Program, reduces: Sequence[Node], contracted: bool) -> int:

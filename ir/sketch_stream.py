@@ -27,6 +27,7 @@ from autosched.ir.sketch_split import (
     made_of,
     merge_of,
     plain,
+    reduced_axes,
     steps_of,
     with_domains,
     with_parts_last,
@@ -52,12 +53,7 @@ def stream_sketches(program: Program, target: Target) -> tuple[Sketch, ...]:
 
 def _axes(program: Program, target: Target) -> Iterator[tuple[str, int]]:
     """The contracted axes along which tiles may be cut, and the elements of a step."""
-    reduces: dict[str, list[Node]] = {}
-    for node in walk(*program.body):
-        if node.op == "reduce" and len(node.attr[1]) == 1 and not node.carries:
-            reduces.setdefault(node.attr[1][0], []).append(node)
-    for axis, found in reduces.items():
-        extent = next(e for s in found[0].src for a, e in s.free if a == axis)
+    for axis, extent, found in reduced_axes(program):
         long = isinstance(extent, int) and extent >= LONG and any(map(product_of, found))
         if long and LEAST <= _large_boxes(found) / target.cores <= MOST:
             yield axis, steps_of(found)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from autosched.ir.extent import knobs_of, simplify
 from autosched.ir.follows import conjuncts
 from autosched.ir.linear import range_of
+from autosched.ir.loops import grid_of
 from autosched.ir.node import Node, walk
 from autosched.ir.ops import const, kernel_facts
 from autosched.ir.scope import scope_of
@@ -173,10 +174,7 @@ def _shares(view: View) -> Found:
     """Parts that are dealt out are those that the facts of their kernel tell; emitters go by these
     facts. Their loop is the first thing in the grid of its kernel."""
     for root in view.program.body:
-        body, around = root.src, []
-        while len(body) == 1 and body[0].op == "forall" and body[0].attr[1] == "grid":
-            around.append(body[0])
-            body = body[0].src[2:]
+        around, body = grid_of(root)
         facts = kernel_facts(root)
         dealt = facts.get("programs", 0) != 0
         first = body[0] if body and body[0].op == "forall" else None

@@ -1,11 +1,13 @@
-"""What every test file shares: the golden texts."""
+"""What every test file shares: the golden texts, and a process with Triton's interpreter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from autosched.tools.triton_interpreter import Interpreter
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 
@@ -30,3 +32,10 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text("utf-8")
 
     return check
+
+
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[Interpreter]:
+    process = Interpreter()
+    yield process
+    process.close()

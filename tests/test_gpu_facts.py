@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -31,13 +31,6 @@ from autosched.ir.target import parse_target
 from autosched.tools.triton_interpreter import Interpreter
 
 TARGET = parse_target("sm_90")
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
 
 
 def linear(m: int, n: int, k: int, dtype: str = "float32") -> Program:

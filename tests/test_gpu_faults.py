@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,6 @@ from autosched.tools.tune import tune
 Arrays = dict[str, np.ndarray]
 SM_90 = parse_target("sm_90")
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
 
 
 def kernels(program: Program, sketch: Sketch, seed: int) -> TritonModule:

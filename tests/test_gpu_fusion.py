@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -218,13 +218,6 @@ TABLE: dict[str, Fused] = {
 def plans(sketch: Sketch) -> int:
     (action,) = [a for a in sketch.actions if a.rule == "tile"]
     return len(action["plans"])
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
 
 
 def draw(program: Program, rng: np.random.Generator) -> dict[str, np.ndarray]:

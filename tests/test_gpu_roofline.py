@@ -194,8 +194,8 @@ def test_a_model_is_of_one_kind_of_target(model: CostModel, tmp_path: Path) -> N
     trained = model.fit(gpu_rows(MIN_ROWS + 6))
     path = tmp_path / "model.json"
     trained.save(path)
-    assert json.loads(path.read_text())["features"] == "gpu-2"
+    assert json.loads(path.read_text())["features"] == "gpu-3"
     for one in (trained, type(model).load(path)):
         assert len(one.predict(gpu_rows(3).features).latency_us) == 3
-        with pytest.raises(ModelError, match="trained on 'gpu-2'"):
+        with pytest.raises(ModelError, match="trained on 'gpu-3'"):
             one.predict(cpu_table())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,6 @@ from autosched.ir.target import parse_target
 from autosched.tools.triton_interpreter import Interpreter
 
 TARGET = parse_target("sm_90")
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
 
 
 def sketch_of(program: Program, name: str) -> Sketch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -71,13 +70,6 @@ def test_means_the_same(mask: str, tokens: int, rows: int, keys: int) -> None:
         made = tiled(sizes_of(mask, tokens), rows, keys, whole)
         assert not verify(made)
         np.testing.assert_allclose(evaluate(made, arrays)["o"], want, rtol=1e-12, atol=1e-13)
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
 
 
 @pytest.mark.parametrize(

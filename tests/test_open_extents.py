@@ -66,13 +66,6 @@ DRAWS = {"aligned": 1, "causal": 2, "cross": 2, "recurrence": 2}  # schedules of
 WANTED = {"long": {"c": 4096}}  # of knobs, where a draw would take the interpreter long
 
 
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
-
-
 def schedules(program: Program, count: int, seed: int = 0) -> list[Schedule]:
     rng = np.random.default_rng(seed)
     sketches = gpu_sketches(program, SM90)

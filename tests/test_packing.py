@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -59,13 +58,6 @@ DEFINITIONS: dict[str, tuple[Program, tuple[dict[str, int], ...]]] = {
     "views": (split_heads(2, 3, 4, 3, 24, 37), ({"h": 4, "i": 3}, {"j": 37})),
     "images": (convolution(2, 5, 6, 16, 24), ({"n": 2, "h": 5, "w": 6}, {"f": 24})),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
 
 
 @pytest.mark.parametrize("name", list(DEFINITIONS))

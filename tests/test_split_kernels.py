@@ -3,7 +3,7 @@ that are 0 again, machine code for sm_90 and the counters that a launcher hands 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,6 @@ SM90 = parse_target("sm_90")
 BOUND = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.2e-2}
 ROWS = [["h", 1], ["i", 16], ["e", 0]]
 WHOLE = [["j.in", 0], ["d", 0]]
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
 
 
 def module(program: Program, actions: Sequence[Any]) -> TritonModule:

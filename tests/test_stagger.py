@@ -99,13 +99,6 @@ def test_one_product_starts_early_and_one_ends_late() -> None:
             assert all(s.op in ("carry", "load") for p in products for s in p.src), name
 
 
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
-
-
 def chosen(interpreter: Interpreter) -> tuple[str, float]:
     """The type that kernels are tried in, and its bound: the one that shows most in the
     interpreter, the one that compiles in a second and uses tensor cores on a device."""

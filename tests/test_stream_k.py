@@ -4,7 +4,7 @@ formulas, in the interpreter of the IR, as Triton kernels, and as machine code."
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,6 @@ from autosched.tools.triton_interpreter import Interpreter
 
 SM90 = parse_target("sm_90")
 BOUND = {"float32": 2e-6, "bfloat16": 1.2e-2}
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
 
 
 def silu(m: int, n: int, k: int, dtype: str = "float32") -> Program:

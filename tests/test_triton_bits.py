@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import triton_programs as programs
@@ -15,13 +13,6 @@ from autosched.ir.node import Node, Program
 from autosched.ir.ops import bitcast, input_, load, map_, store
 from autosched.ir.scalar import INTS, reinterpret
 from autosched.tools.triton_interpreter import Interpreter
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
 
 
 def each(value: Node) -> Program:

@@ -6,7 +6,6 @@ Programs of odd shapes in several types; Triton's interpreter runs what the emit
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -29,13 +28,6 @@ EACH = 9  # schedules of a program: with the programs below over 200 pairs
 # Relative L2 against float64, inputs on the grid of their type.
 BOUND = {"float32": 3e-6, "float16": 3e-3, "bfloat16": 2e-2}
 LIMIT = 700  # programs of a grid: each takes the interpreter milliseconds
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
 
 
 def draw(program: Program, seed: int) -> dict[str, np.ndarray]:

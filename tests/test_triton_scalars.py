@@ -3,7 +3,6 @@ where functions differ, against the table's own meaning."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,13 +26,6 @@ BOUNDS = {"float64": 1e-13, "float32": 3e-6, "float16": 2e-3, "bfloat16": 1e-2}
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 3.0, 1e-3, -1e-3, 1e-5, 7.25, -7.25,
            20.0, np.inf, -np.inf, np.nan]  # fmt: skip
 WIDE = ("exp", "exp2", "sinh", "cosh", "pow")
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
 
 
 def kinds(fn: str) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ odd sizes, against the meaning of the definition."""
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -33,13 +32,6 @@ DEFINITIONS = {
     "rotary": programs.rotary(1, 2, 11, 16),
     "recurrence": delta_algebra(1, 2, 9, 16, 16),
 }
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
 
 
 def draw(program: Program, rng: np.random.Generator) -> dict[str, Any]:

@@ -4,7 +4,7 @@ run by Triton's interpreter on small tiles, against the meaning."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,13 +49,6 @@ from autosched.tools.triton_interpreter import Interpreter
 
 Array = np.ndarray[Any, Any]
 F32 = "float32"
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
 
 
 def tile(name: str, dtype: str = F32, **axes: int) -> Node:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,13 +40,6 @@ RUN = NAMES if EVERY else [
 FLOAT32 = 2e-4
 # Whose boxes no kernel holds, even at small sizes: its choice of blocks is made in every kernel.
 TOO_LARGE = {"sparse_linear_backward"}
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    process = Interpreter()
-    yield process
-    process.close()
 
 
 def schedules(name: str, program: Program) -> list[Schedule]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from autosched.codegen.gpu_jobs import Bound, opened, verify
+from autosched.codegen.gpu_jobs import Bound, contained, opened, verify
 from autosched.codegen.gpu_task import GpuTask, load_task, make_task
 from autosched.codegen.jobs import JobFailure
 from autosched.codegen.reference import read_given
@@ -122,6 +122,7 @@ def run_race(
     "peers": {name: result}, "refused": {name: why}, "scales": of the data checked on, "pairs":
     let through by the mask}; a result is Times as JSON with "rel_l2", the worst error over the
     scales. Numbers are written as text.
+    Raises: JobFailure where something wrote to what the task computes with.
     """
     task = load_task(folder, seed, device)
     refused: dict[str, str] = {}
@@ -133,7 +134,7 @@ def run_race(
         except Exception as error:  # as in prepare_peer
             refused[name] = _refusal(error)
     calls = {name: call for name, call in calls.items() if name not in refused}
-    with ExitStack() as stack:
+    with contained(task), ExitStack() as stack:
         builds = [
             _Ours(n, stack.enter_context(opened(task, o["entry"], launcher)), o["bound"])
             for n, o in enumerate(ours)

@@ -66,7 +66,8 @@ def _preface(results: Sequence[Result], facts: Json) -> str:
         f"{BEYOND_CACHE / 1e6:.0f} MB and else by the cold one, which the cell says; its ceiling "
         "is a copy of 4 GiB, read and written bytes together. Every answer was compared with "
         "float64 on random data of several scales, ours and the peers' (of one scale where the "
-        "reference takes seconds): relative L2 error at most "
+        "reference takes seconds, and in a sample of the rows where it would take more than a "
+        "few): relative L2 error at most "
         f"{bounds}, and no element off by more than {PEAK_FACTOR:g} times that.",
     ])  # fmt: skip
 

@@ -81,6 +81,7 @@ class Runner:
                 data["notes"].append(f"no reference: {reason(prepared)[:REASON_CHARS]}")
                 return _closed(data, begun)
             data["reference_s"] = prepared.value["seconds"]
+            data["checked"] = prepared.value["checked"]  # share of the outputs
         ours = _tried(lambda: self.finder.find(ahead.result()), Ours((), 0), data)
         data |= {"tried": ours.tried, "failures": dict(ours.failures), "known": ours.known,
                  "built": len(ours.finalists)}  # fmt: skip

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autosched.ir.extent import simplify
+from autosched.ir.loops import grid_of
 from autosched.ir.node import Node, Program, walk
 from autosched.ir.ops import const, forall, kernel, kernel_facts
 from autosched.ir.rules.action import Action, Illegal
@@ -49,16 +50,6 @@ def apply(program: Program, action: Action) -> Program | Illegal:
         body = [forall(loop.attr[0], *loop.src[:2], "grid", body)]
     made = kernel(second.attr[0], body, {}, kernel_facts(first))
     return program.with_body(*program.body[: at[0]], made, *program.body[at[0] + 2 :])
-
-
-def grid_of(node: Node) -> tuple[list[Node], tuple[Node, ...]]:
-    """The chain of grid loops of a kernel, outermost first, and what stands inside."""
-    loops: list[Node] = []
-    body = node.src
-    while len(body) == 1 and body[0].op == "forall" and body[0].attr[1] in ("grid", "persistent"):
-        loops.append(body[0])
-        body = body[0].src[2:]
-    return loops, body
 
 
 def _header(loop: Node) -> tuple[object, ...]:

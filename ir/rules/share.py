@@ -22,6 +22,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from autosched.ir.extent import as_extent, ext_mul, ext_product, simplify
+from autosched.ir.loops import grid_of
 from autosched.ir.node import Extent, Node, Program, rewrite, walk
 from autosched.ir.ops import Dim, buffer, const, forall, kernel, kernel_facts, load, store
 from autosched.ir.rules import arrive
@@ -46,7 +47,7 @@ def apply(program: Program, action: Action) -> Program | Illegal:
 
 def _shared(node: Node, action: Action) -> Node | Illegal:
     """The kernel of programs that arrive as one of programs that share."""
-    around, (loop, *rest) = arrive.grid_of(node)
+    around, (loop, *rest) = grid_of(node)
     facts = kernel_facts(node)
     programs, tiles = action.size("programs"), ext_product(as_extent(x.src[1]) for x in around)
     shared = shared_tiles(tiles, programs, action.size("waves"))
